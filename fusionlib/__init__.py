@@ -1,0 +1,59 @@
+"""Deep model fusion: ensembles, merges and mixtures behind one small interface.
+
+``import fusionlib`` costs no more than ``import torch``; everything heavier loads on first use. Import it
+before torchvision, timm, open_clip or peft: it makes them importable beside a CPU build of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fusionlib import _torchvision
+
+_torchvision.cure()
+
+__version__ = "0.1.0"
+
+# public name -> module that holds it; a None attribute means the module itself
+_PUBLIC: dict[str, tuple[str, str | None]] = {
+    "load_suite": ("fusionlib.zoo.suite", "load_suite"),
+    "Suite": ("fusionlib.zoo.suite", "Suite"),
+    "fuse": ("fusionlib.bench.run", "fuse"),
+    "run": ("fusionlib.bench.run", "run"),
+    "references": ("fusionlib.bench.run", "references"),
+    "evaluate": ("fusionlib.bench.evaluate", "evaluate"),
+    "sweep": ("fusionlib.bench.search", "sweep"),
+    "tune": ("fusionlib.bench.search", "tune"),
+    "grid": ("fusionlib.bench.search", "grid"),
+    "records": ("fusionlib.bench.records", None),
+    "tables": ("fusionlib.bench.tables", None),
+    "plots": ("fusionlib.bench.plots", None),
+    "methods": ("fusionlib.methods", None),
+    "ops": ("fusionlib.ops", None),
+    "testing": ("fusionlib.testing", None),
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from fusionlib import methods, ops, testing
+    from fusionlib.bench import plots, records, tables
+    from fusionlib.bench.evaluate import evaluate
+    from fusionlib.bench.run import fuse, references, run
+    from fusionlib.bench.search import grid, sweep, tune
+    from fusionlib.zoo.suite import Suite, load_suite
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fusionlib' has no attribute {name!r}")
+    module_name, attribute = _PUBLIC[name]
+    module = importlib.import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_PUBLIC))
