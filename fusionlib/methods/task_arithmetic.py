@@ -23,9 +23,7 @@ card = MethodCard(
 )
 
 
-def fuse(
-    pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float | Sequence[float] = 0.3
-) -> StateDict:
+def fuse(pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float | Sequence[float] = 0.3) -> StateDict:
     """Pretrained weights plus ``scale`` times the sum of the task vectors.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import finite, in_range, one_of
+from fusionlib.ops.statedict import check_compatible
 from fusionlib.ops.streaming import Block, block_at, stream
 from fusionlib.ops.trim import global_trim, tensor_trim
 
@@ -55,6 +56,7 @@ def fuse(
     one_of("trim", trim, ("global", "tensor"))
     one_of("combine", combine, ("mean", "sum", "max"))
     one_of("zero_sign", zero_sign, ("majority", "positive"))
+    check_compatible(pretrained, finetuned)
     trimmed = (global_trim if trim == "global" else tensor_trim)(pretrained, finetuned, density)
 
     def merged(block: Block, fill: float) -> Tensor:

@@ -39,6 +39,8 @@ def model_scales(scale: float | Sequence[float], num_models: int) -> list[float]
 
 def _one_per_model(name: str, values: Sequence[float], num_models: int) -> list[float]:
     listed = [float(value) for value in values]
+    if num_models == 0:
+        raise ParameterError("there is nothing to fuse: `finetuned` is empty; pass at least one model.")
     if len(listed) != num_models:
         raise ParameterError(
             f"{name} has {len(listed)} numbers for {num_models} fine-tuned models; give one per model, in order."

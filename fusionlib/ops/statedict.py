@@ -18,9 +18,7 @@ from torch import Tensor
 from fusionlib.core import KeyMismatch, ParameterError, StateDict
 
 
-def check_compatible(
-    pretrained: StateDict, finetuned: Sequence[StateDict], names: Sequence[str] | None = None
-) -> None:
+def check_compatible(pretrained: StateDict, finetuned: Sequence[StateDict], names: Sequence[str] | None = None) -> None:
     """Refuse models that cannot be fused.
 
     Args:

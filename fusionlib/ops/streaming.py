@@ -21,6 +21,7 @@ from fusionlib.ops.statedict import check_compatible, compute_dtype, fused_names
 CPU_BLOCK = 1 << 19
 GPU_BLOCK = 1 << 24
 
+
 @dataclass(frozen=True)
 class Block:
     """The stretch ``start:stop`` of one tensor (flattened) in the pretrained and all fine-tuned models.

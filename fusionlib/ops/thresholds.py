@@ -50,9 +50,7 @@ def _bracket(magnitudes: Magnitudes, total: int, k: int) -> tuple[Tensor, Tensor
     return sample[low] if low >= 0 else zero, sample[high] if high < n else infinite
 
 
-def _count_and_collect(
-    magnitudes: Magnitudes, low: Tensor, high: Tensor, most: int
-) -> tuple[int, Tensor | None]:
+def _count_and_collect(magnitudes: Magnitudes, low: Tensor, high: Tensor, most: int) -> tuple[int, Tensor | None]:
     below = torch.zeros((), dtype=torch.int64, device=low.device)
     found: list[Tensor] = []
     held = 0

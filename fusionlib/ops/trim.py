@@ -80,9 +80,7 @@ def _kth(
     return kth_magnitude(magnitudes, total, rank)
 
 
-def _exact_limit(
-    pretrained: StateDict, state: StateDict, name: str, density: float
-) -> tuple[float, Tensor]:
+def _exact_limit(pretrained: StateDict, state: StateDict, name: str, density: float) -> tuple[float, Tensor]:
     """The limit above which entries stay, and the indices of those of the threshold's size that must not."""
     base = pretrained[name]
     total = base.numel()
