@@ -1,0 +1,33 @@
+"""Tasks, backbones, heads and fine-tunes: everything that makes a Suite."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fusionlib.zoo.files import home
+
+# loaded on first use: they import torch modules that `import fusionlib.zoo` need not pay for
+_LAZY = {
+    "load_suite": "fusionlib.zoo.suite",
+    "Suite": "fusionlib.zoo.suite",
+    "SuiteSpec": "fusionlib.zoo.suite",
+    "Task": "fusionlib.zoo.task",
+    "CosineHead": "fusionlib.zoo.heads",
+    "prepare": "fusionlib.zoo.preparing",
+    "missing": "fusionlib.zoo.preparing",
+}
+
+__all__ = ["CosineHead", "Suite", "SuiteSpec", "Task", "home", "load_suite", "missing", "prepare"]
+
+if TYPE_CHECKING:
+    from fusionlib.zoo.heads import CosineHead
+    from fusionlib.zoo.preparing import missing, prepare
+    from fusionlib.zoo.suite import Suite, SuiteSpec, load_suite
+    from fusionlib.zoo.task import Task
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fusionlib.zoo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,103 @@
+"""Fine-tunes on disk: saved with ``save_pretrained``, described in JSON, verified by checksum at every reading."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionlib.core import CheckpointError, StateDict
+from fusionlib.zoo.adapters import merge_adapter
+from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.files import hash_file
+from fusionlib.zoo.job import Job
+from fusionlib.zoo.weights import check_keys, read_weights
+
+FACTS = "fusionlib.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified fine-tune: weights with adapters merged in, and the facts that were written beside them."""
+
+    state: StateDict
+    facts: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """Hash of the files it was read from."""
+        return "".join(sorted(self.facts["files"].values()))
+
+
+def save(job: Job, model: nn.Module, facts: dict[str, Any]) -> Path:
+    """Write the fine-tune and move it into place in one step; returns its folder.
+
+    Args:
+        job: what it is.
+        model: as the training loop returned it, a PEFT model for LoRA.
+        facts: further entries of the JSON (seconds, validation counts).
+    """
+    building = job.partial / "finished"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    options: dict[str, Any] = {} if job.recipe.rank is None else {"save_embedding_layers": False}
+    model.save_pretrained(building, **options)  # type: ignore[operator]
+    (building / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
+    written = {path.name: hash_file(path) for path in sorted(building.iterdir())}
+    described = {
+        **job.to_json(),
+        "data_sha256": job.data_hash,
+        "training_seed": job.training_seed,
+        **facts,
+        "versions": _versions(),
+        "files": written,
+    }
+    (building / FACTS).write_text(json.dumps(described, indent=1) + "\n")
+    os.replace(building, job.folder)
+    shutil.rmtree(job.partial, ignore_errors=True)
+    return job.folder
+
+
+def load(job: Job, backbone: Backbone) -> Checkpoint:
+    """Read a finished fine-tune.
+
+    Raises:
+        CheckpointError: a file is missing or its hash is not the one that was written down.
+        KeyMismatch: its tensors are not those of the backbone.
+    """
+    facts = verify(job.folder)
+    if job.recipe.rank is not None:
+        return Checkpoint(merge_adapter(backbone, job.folder), facts)
+    state = read_weights(job.folder)
+    check_keys(state, backbone.state, str(job.folder))
+    return Checkpoint({name: state[name].float() for name in backbone.state}, facts)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The facts of a fine-tune after its files were compared with the hashes in them; else CheckpointError."""
+    remedy = f"Delete the folder {folder}: the next load_suite or fusionlib.zoo.prepare makes this fine-tune again."
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        expected: dict[str, str] = facts["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / FACTS} can't be read ({error!r}). {remedy}") from error
+    for name, sha256 in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; expected a file with SHA-256 {sha256}. {remedy}")
+        found = hash_file(path)
+        if found != sha256:
+            raise CheckpointError(f"{path} is corrupt: expected SHA-256 {sha256}, found {found}. {remedy}")
+    return facts
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {**{name: version(name) for name in ("fusionlib", "transformers", "peft")}, "torch": torch.__version__}

@@ -1,0 +1,118 @@
+"""Pictures to tensors, decoded once: a cache of uint8 pixels in memory and on disk, normalised batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusionlib.core import CheckpointError
+from fusionlib.zoo.files import home, write_atomically
+from fusionlib.zoo.task import Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHUNK = 1024  # pictures per cache file: asking for the first few of a large split must not decode all of it
+MEMORY = 1 << 30  # bytes of pixels kept per process
+_FORMAT = 1
+_kept: OrderedDict[tuple[str, int], tuple[Tensor, Tensor]] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a backbone wants done to a picture: resize, crop to ``height`` x ``width``, normalise.
+
+    Attributes:
+        height: pixels, after cropping.
+        width: pixels, after cropping.
+        shortest_edge: resize so that the shorter side has this many pixels; None resizes both sides.
+        resample: PIL's number of the interpolation (3 is bicubic).
+        mean: per channel, on the scale [0, 1].
+        std: per channel, on the scale [0, 1].
+    """
+
+    height: int
+    width: int
+    shortest_edge: int | None
+    resample: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def pixels(self, image: Image) -> Tensor:
+        """One picture of any mode and size as uint8, shape (3, height, width)."""
+        import numpy as np
+
+        image = image.convert("RGB")
+        if self.shortest_edge is None:
+            size = (self.width, self.height)
+        else:
+            short, long = sorted(image.size)
+            long = int(self.shortest_edge * long / short)
+            size = (self.shortest_edge, long) if image.width <= image.height else (long, self.shortest_edge)
+        if image.size != size:
+            image = image.resize(size, self.resample)
+        if image.size != (self.width, self.height):
+            left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+            image = image.crop((left, top, left + self.width, top + self.height))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, height, width) to float32, ``(x / 255 - mean) / std`` per channel, on the same device."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return (pixels.float() / 255 - mean) / std
+
+
+def pixels(task: Task, split: str, preprocess: Preprocess, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of (uint8 pictures (n, 3, H, W), int64 labels (n,)) in the split's order, the first ``limit`` in all."""
+    total = task.num_examples(split)
+    total = total if limit is None else min(total, limit)
+    key = _key(task, split, preprocess)
+    for start in range(0, total, CHUNK):
+        images, labels = _chunk(task, split, preprocess, key, start // CHUNK)
+        yield images[: total - start], labels[: total - start]
+
+
+def _key(task: Task, split: str, preprocess: Preprocess) -> str:
+    source = task.split(split)
+    sizes = (preprocess.height, preprocess.width, preprocess.shortest_edge, preprocess.resample)
+    described = repr((_FORMAT, CHUNK, source.sha256, source.rows, sizes))
+    return hashlib.sha256(described.encode()).hexdigest()[:24]
+
+
+def _chunk(task: Task, split: str, preprocess: Preprocess, key: str, index: int) -> tuple[Tensor, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    if (key, index) in _kept:
+        _kept.move_to_end((key, index))
+        return _kept[key, index]
+    path = home() / "cache" / "inputs" / f"{task.name}-{split}-{key}-{index}.safetensors"
+    if path.is_file():
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"cached pictures {path} can't be read ({error}). Delete the file.") from error
+    else:
+        tensors = _decode(task, split, preprocess, index)
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    _kept[key, index] = tensors["pixels"], tensors["labels"]
+    while len(_kept) > 1 and sum(images.nbytes for images, _ in _kept.values()) > MEMORY:
+        _kept.popitem(last=False)
+    return tensors["pixels"], tensors["labels"]
+
+
+def _decode(task: Task, split: str, preprocess: Preprocess, index: int) -> dict[str, Tensor]:
+    dataset = task.dataset(split)
+    rows: Any = dataset.select(range(index * CHUNK, min(len(dataset), (index + 1) * CHUNK)))
+    images, labels = [], []
+    for row in rows:
+        images.append(preprocess.pixels(row["image"]))
+        labels.append(row["label"])
+    return {"pixels": torch.stack(images), "labels": torch.tensor(labels, dtype=torch.int64)}

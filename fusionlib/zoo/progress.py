@@ -1,0 +1,149 @@
+"""What is seen while fine-tunes are made: bars in a terminal, one changing line in a notebook, else plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fusionlib.zoo.job import Job
+
+_PLAIN_SECONDS = 15  # between two plain lines that only say how far things are
+
+
+class Progress:
+    """Display of several fine-tunes and of the time left, on stderr.
+
+    Args:
+        jobs: those that will be made.
+        enabled: False shows nothing at all.
+    """
+
+    def __init__(self, jobs: Sequence[Job], *, enabled: bool = True):
+        self._steps = dict.fromkeys(jobs, 0)
+        self._first: dict[Job, int] = {}  # where each was taken up, so that old steps do not count as speed
+        self._finished: set[Job] = set()
+        self._started: float | None = None
+        self._spoke = time.monotonic()
+        self._rich: Any = None
+        self._bars: dict[Job, Any] = {}
+        self._mode = _mode() if enabled else "silent"
+        seed = jobs[0].seed
+        self._title = f"Fine-tuning {jobs[0].backbone}, seed {seed}: {len(jobs)} to make"
+        if self._mode == "terminal":
+            self._start_bars()
+        else:
+            self.say(f"{self._title} ({', '.join(job.label for job in jobs)}).")
+
+    def step(self, job: Job, step: int) -> None:
+        """Note the number of finished steps of a job."""
+        self._first.setdefault(job, step)
+        if self._started is None:
+            self._started = time.monotonic()
+        self._steps[job] = step
+        self.refresh()
+
+    def waiting(self, job: Job) -> None:
+        """Say that another process is making it."""
+        self.say(f"{job.label}: another process is making it, waiting.")
+
+    def done(self, job: Job) -> None:
+        """Note that a job is finished."""
+        self._steps[job] = job.recipe.steps
+        self._finished.add(job)
+        if self._mode == "plain":
+            self.say(self._summary())
+        self.refresh()
+
+    def failed(self, job: Job) -> None:
+        """Note that a job is over without a result."""
+        self._finished.add(job)
+        self.say(f"{job.label}: failed.")
+
+    def refresh(self) -> None:
+        """Bring the display up to date."""
+        if self._mode == "terminal":
+            for job, bar in self._bars.items():
+                shown = self._steps[job] > 0 and job not in self._finished
+                self._rich.update(bar, completed=self._steps[job], visible=shown)
+            self._rich.update(self._total, completed=self._work_done(), left=self._left_text())
+        elif self._mode == "notebook":
+            sys.stderr.write(f"\r{self._summary():<100}")
+            sys.stderr.flush()
+        elif self._mode == "plain" and time.monotonic() - self._spoke > _PLAIN_SECONDS:
+            self.say(self._summary())
+
+    def say(self, sentence: str) -> None:
+        """Write one line of its own."""
+        self._spoke = time.monotonic()
+        if self._mode == "terminal":
+            self._rich.console.print(sentence, markup=False, highlight=False)
+        elif self._mode != "silent":
+            print(("\n" if self._mode == "notebook" else "") + sentence, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the display; the last line stays."""
+        if self._mode == "terminal":
+            self.refresh()
+            self._rich.stop()
+        elif self._mode == "notebook":
+            self.refresh()
+            sys.stderr.write("\n")
+
+    def _start_bars(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._rich = Bars(*columns, console=Console(stderr=True))
+        for job in self._steps:
+            self._bars[job] = self._rich.add_task(job.label, total=job.recipe.steps, visible=False, left="steps")
+        self._total = self._rich.add_task(self._title, total=self._work(), left="pictures")
+        self._rich.start()
+
+    def _summary(self) -> str:
+        running = [
+            f"{job.label} {step}/{job.recipe.steps}"
+            for job, step in self._steps.items()
+            if step and job not in self._finished
+        ]
+        return (
+            f"{len(self._finished)} of {len(self._steps)} fine-tunes done; {', '.join([*running, self._left_text()])}"
+        )
+
+    def _work(self) -> int:
+        return sum(job.work for job in self._steps)
+
+    def _work_done(self) -> int:
+        return sum(job.work * step // job.recipe.steps for job, step in self._steps.items())
+
+    def _left_text(self) -> str:
+        if self._started is None:
+            return "starting"
+        before = sum(job.work * step // job.recipe.steps for job, step in self._first.items())
+        made, seconds = self._work_done() - before, time.monotonic() - self._started
+        if not made or seconds < 1:
+            return "starting"
+        left = round((self._work() - self._work_done()) * seconds / made)
+        return f"{left // 60}:{left % 60:02d} left"
+
+
+def _mode() -> str:
+    if "IPython" in sys.modules:
+        shell = sys.modules["IPython"].get_ipython()
+        if shell is not None and type(shell).__name__ == "ZMQInteractiveShell":
+            return "notebook"
+    if sys.stderr.isatty():
+        try:
+            import rich  # noqa: F401  (an optional dependency)
+        except ImportError:
+            return "plain"
+        return "terminal"
+    return "plain"

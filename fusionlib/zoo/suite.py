@@ -1,0 +1,149 @@
+"""``load_suite``: one call for the embedded suite and for a user's own models and data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from fusionlib.core import ParameterError, StateDict, suggest
+from fusionlib.zoo import names
+from fusionlib.zoo.backbone import Backbone, tiny_clip
+from fusionlib.zoo.files import hash_tensors
+from fusionlib.zoo.heads import CosineHead, make_head
+from fusionlib.zoo.suite_types import Batch, Suite, SuiteSpec
+from fusionlib.zoo.task import Task, embedded_task
+
+__all__ = ["Batch", "Suite", "SuiteSpec", "load_suite"]
+
+Paths = Mapping[str, str | PathLike[str]]
+
+
+def load_suite(
+    backbone: str | PathLike[str] = "tiny-clip",
+    tasks: str | Iterable[str] | Paths = "tiny8",
+    *,
+    tuning: str = "full",
+    seed: int = 0,
+    device: str = "auto",
+    checkpoints: Paths | None = None,
+    heads: Mapping[str, Tensor | str | PathLike[str]] | None = None,
+    multitask: bool | None = None,
+    progress: bool = True,
+) -> Suite:
+    """Load a pretrained model, its fine-tunes, their heads and data; the embedded suite is made at first use.
+
+    Args:
+        backbone: "tiny-clip", a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP.
+        tasks: a named set ("tiny8", "tiny-unseen"), a list of task names, or own task -> Parquet/imagefolder path.
+        tuning: "full", "lora", or "none" (no fine-tunes: data and heads alone).
+        seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        checkpoints: task -> local folder or hub id of your own fine-tunes, full or PEFT adapters; one per task.
+        heads: task -> tensor (classes, dim) or safetensors file; embedded or zero-shot heads where absent.
+        multitask: the jointly trained model: None loads it if it was made, True makes it, False leaves it out.
+        progress: show a display while something is made.
+
+    Raises: UnknownName, ParameterError, CheckpointError, KeyMismatch: the sentence says what to do.
+    """
+    where = names.resolve_device(device)
+    names.check_tuning(tuning)
+    names.check_seed(seed)
+    chosen, tasks_name = _tasks(tasks)
+    ordered = tuple(task.name for task in chosen)
+    for title, mapping in (("checkpoints", checkpoints), ("heads", heads)):
+        for name in mapping or {}:
+            if name not in ordered:
+                raise ParameterError(
+                    f"{title} names {name!r}, which is not a task of the suite.{suggest(name, ordered)}"
+                )
+    base = _backbone(backbone)
+    made = {task.name: make_head(task, base, (heads or {}).get(task.name)) for task in chosen}
+    finetuned: dict[str, StateDict] = {}
+    identities: list[str] = []
+    joint: StateDict | None = None
+    if checkpoints is not None and tuning != "none":
+        from fusionlib.zoo.own_models import own_finetuned
+
+        finetuned = own_finetuned(base, ordered, checkpoints)
+        identities = [hash_tensors(state) for state in finetuned.values()]
+    elif tuning != "none" or multitask:
+        _check_embedded(base, chosen)
+    if base.name in names.EMBEDDED_BACKBONES and checkpoints is None and all(task.embedded for task in chosen):
+        finetuned, identities, joint = _embedded(base, ordered, tuning, seed, multitask, progress)
+    return Suite(
+        spec=SuiteSpec(base.name, ordered, tasks_name, tuning, seed),
+        tasks=chosen,
+        pretrained=base.state,
+        finetuned=MappingProxyType(finetuned),
+        heads=MappingProxyType({name: head.to(where) for name, head in made.items()}),
+        device=where,
+        fingerprint=_fingerprint(base, chosen, made, identities),
+        backbone=base,
+        multitask=joint,
+    )
+
+
+def _tasks(tasks: str | Iterable[str] | Paths) -> tuple[tuple[Task, ...], str | None]:
+    if isinstance(tasks, Mapping):
+        from fusionlib.zoo.own_tasks import own_task
+
+        names.check_distinct(tuple(tasks))
+        return tuple(own_task(name, path) for name, path in tasks.items()), None
+    chosen, tasks_name = names.resolve_tasks(tasks)
+    return tuple(embedded_task(name) for name in chosen), tasks_name
+
+
+def _backbone(backbone: str | PathLike[str]) -> Backbone:
+    if backbone in names.EMBEDDED_BACKBONES:
+        return tiny_clip()
+    from fusionlib.zoo.own_models import own_backbone
+
+    return own_backbone(backbone)
+
+
+def _check_embedded(base: Backbone, tasks: tuple[Task, ...]) -> None:
+    """Refuse fine-tunes that nobody gave and that no recipe of ours can make."""
+    own = [task.name for task in tasks if not task.embedded]
+    if base.name not in names.EMBEDDED_BACKBONES or own:
+        what = f"the backbone {base.name!r}" if not own else f"your own tasks ({', '.join(own)})"
+        raise ParameterError(
+            f"there are no fine-tuned models for {what}, and only embedded backbones and tasks are fine-tuned here. "
+            'Pass checkpoints={task: folder or hub id}, or tuning="none" for the pretrained model alone.'
+        )
+
+
+def _embedded(
+    base: Backbone, tasks: tuple[str, ...], tuning: str, seed: int, multitask: bool | None, progress: bool
+) -> tuple[dict[str, StateDict], list[str], StateDict | None]:
+    """Fine-tunes of the embedded backbone, made where missing: (weights, hashes of their files, joint weights)."""
+    from fusionlib.zoo import checkpoints
+    from fusionlib.zoo.job import joint_job, plan
+    from fusionlib.zoo.preparing import make_missing
+
+    make_missing(plan(base.name, tasks, tuning, seed, bool(multitask)), progress=progress)
+    jobs = plan(base.name, tasks, tuning, seed, multitask=False)
+    loaded = {job.label: checkpoints.load(job, base) for job in jobs}
+    joint = joint_job(base.name, tasks, seed)
+    wanted = multitask or (multitask is None and joint.folder.exists())
+    return (
+        {name: checkpoint.state for name, checkpoint in loaded.items()},
+        [checkpoint.identity for checkpoint in loaded.values()],
+        checkpoints.load(joint, base).state if wanted else None,
+    )
+
+
+def _fingerprint(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, CosineHead], identities: list[str]) -> str:
+    digest = hashlib.sha256()
+    digest.update(f"{hash_tensors(base.state)} {base.preprocess} {base.config.to_json_string()}\n".encode())
+    for task in tasks:
+        head = heads[task.name]
+        scaled = {"weight": head.weight, "scale": torch.tensor(head.logit_scale)}
+        splits = [(name, split.sha256, split.rows) for name, split in task.splits.items()]
+        digest.update(f"{task.name} {task.classes} {splits} {hash_tensors(scaled)}\n".encode())
+    digest.update("\n".join(identities).encode())
+    return digest.hexdigest()

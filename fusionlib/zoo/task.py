@@ -1,0 +1,135 @@
+"""A task: its class names, and its splits as ``datasets`` reads them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fusionlib.core import CheckpointError, ParameterError, suggest
+from fusionlib.zoo.files import DATA, hash_file, home
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Files of one split.
+
+    Attributes:
+        builder: the builder of ``datasets`` that reads them, "parquet" or "imagefolder".
+        files: absolute paths.
+        sha256: hash of the files' contents.
+        rows: the rows that belong to this split, in order; None means all, in the files' order.
+    """
+
+    builder: str
+    files: tuple[str, ...]
+    sha256: str
+    rows: tuple[int, ...] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification task.
+
+    Attributes:
+        name: what it is called in tables.
+        classes: class names, in the order of the labels.
+        splits: split name -> files; "test" is always there, "train" and "val" where the source has them.
+        prompts: class names as written in prompts, where they differ from ``classes``.
+        templates: prompts with one ``{}`` for the class name.
+        embedded: whether it is one of the tasks that ship with the package.
+        note: what was decided about the splits, empty if nothing had to be.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split] = field(repr=False)
+    prompts: tuple[str, ...] = field(repr=False)
+    templates: tuple[str, ...] = field(repr=False)
+    embedded: bool = False
+    note: str = ""
+
+    def split(self, name: str) -> Split:
+        """Files of this split; ParameterError, saying which splits there are, if it has none."""
+        if name not in self.splits:
+            raise ParameterError(f"task {self.name!r} has no split {name!r}.{suggest(str(name), self.splits)}")
+        return self.splits[name]
+
+    def dataset(self, split: str) -> Dataset:
+        """The examples as a ``datasets.Dataset`` with columns ``image`` (decoded by PIL) and ``label``."""
+        source = self.split(split)
+        dataset = read_dataset(source.builder, source.files)
+        return dataset if source.rows is None else dataset.select(source.rows)
+
+    def num_examples(self, split: str) -> int:
+        """Number of examples of a split."""
+        source = self.split(split)
+        if source.rows is not None:
+            return len(source.rows)
+        return len(read_dataset(source.builder, source.files))
+
+
+@functools.lru_cache(maxsize=64)
+def read_dataset(builder: str, files: tuple[str, ...]) -> Dataset:
+    """Read local files with a builder of ``datasets``; its Arrow copy lives under ``home()/cache``."""
+    import datasets
+
+    options: dict[str, Any] = {"drop_labels": False} if builder == "imagefolder" else {}
+    with _quiet():
+        return datasets.load_dataset(
+            builder,
+            data_files={"data": list(files)},
+            split="data",
+            cache_dir=str(home() / "cache" / "datasets"),
+            **options,
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def embedded_task(name: str) -> Task:
+    """One of the tasks in ``fusionlib/zoo/data/image``."""
+    facts = json.loads(_head_metadata()[name])
+    splits = {}
+    for split in SPLITS:
+        path = DATA / f"{name}-{split}.parquet"
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: the installation is incomplete, install fusionlib again.")
+        splits[split] = Split("parquet", (str(path),), hash_file(path))
+    return Task(
+        name=name,
+        classes=tuple(facts["classes"]),
+        splits=splits,
+        prompts=tuple(facts["prompt_names"]),
+        templates=tuple(facts["templates"]),
+        embedded=True,
+    )
+
+
+@functools.cache
+def _head_metadata() -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(DATA / "heads.safetensors", "pt") as file:
+        return dict(file.metadata())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of ``datasets``, which flash by for small files; the user's choice comes back."""
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    enabled = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            enable_progress_bar()

@@ -1,0 +1,98 @@
+"""A process that fine-tunes: ``python -m fusionlib.zoo.worker``, driven by :mod:`fusionlib.zoo.prepare`.
+
+Jobs come as JSON lines on stdin, events go as JSON lines to stdout. One thread computes, so results do not depend
+on the number of cores. The process ends when stdin closes, even in the middle of a job: so it never outlives
+the process that started it, however that one ended, and at most the steps since the last snapshot are lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, TextIO
+
+import torch
+
+from fusionlib.core import FusionError
+from fusionlib.zoo.job import Job
+
+
+def main() -> None:
+    """Work on jobs until stdin closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    torch.set_num_threads(1)
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not mix with the events
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    while True:
+        job = Job.from_json(json.loads(jobs.get()))
+        try:
+            make(job, events)
+        except Exception as error:
+            message = str(error) if isinstance(error, FusionError) else traceback.format_exc()
+            _tell(events, event="failed", error=type(error).__name__, message=message)
+
+
+def make(job: Job, events: TextIO) -> None:
+    """Make one fine-tune, unless another process has made it by the time its lock is free."""
+    from filelock import FileLock, Timeout
+
+    job.lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _tell(events, event="waiting")
+        lock.acquire()
+    try:
+        if not job.folder.exists():
+            _train(job, events)
+    finally:
+        lock.release()
+    _tell(events, event="done")
+
+
+def _train(job: Job, events: TextIO) -> None:
+    from fusionlib.zoo import checkpoints
+    from fusionlib.zoo.backbone import tiny_clip
+    from fusionlib.zoo.finetune import accuracy, finetune
+    from fusionlib.zoo.heads import make_head
+    from fusionlib.zoo.task import embedded_task
+
+    backbone = tiny_clip()
+    tasks = [embedded_task(name) for name in job.tasks]
+    heads = [make_head(task, backbone, None) for task in tasks]
+    snapshot = job.partial / "snapshot.safetensors"
+    told = 0.0
+
+    def on_step(step: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 0.5 or step == job.recipe.steps:
+            told = time.monotonic()
+            _tell(events, event="step", step=step)
+
+    trained = finetune(backbone, tasks, heads, job.recipe, job.training_seed, snapshot, on_step)
+    model: Any = trained.model
+    counts = {task.name: accuracy(model, backbone, task, head, "val") for task, head in zip(tasks, heads, strict=True)}
+    checkpoints.save(job, model, {"train_seconds": round(trained.seconds, 2), "validation": counts})
+
+
+def _read(jobs: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        jobs.put(line)
+    os._exit(0)  # the parent has closed the pipe or is gone
+
+
+def _tell(events: TextIO, **event: Any) -> None:
+    events.write(json.dumps(event) + "\n")
+
+
+if __name__ == "__main__":
+    main()
