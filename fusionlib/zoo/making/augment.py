@@ -113,7 +113,7 @@ def beside(masks: Tensor, others: Tensor, generator: Generator, *, probability: 
     side = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
     matrix = torch.zeros(n, 2, 3)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1
-    matrix[:, 0, 2] = side * uniform(generator, 1.1, 1.5, n)  # in half widths, so a quarter to two fifths is seen
+    matrix[:, 0, 2] = side * uniform(generator, 1.1, 1.5, n)  # in half widths: 8 to 14 columns are seen
     matrix[:, 1, 2] = uniform(generator, -0.15, 0.15, n)
     grid = functional.affine_grid(matrix, list(masks.shape), align_corners=False)
     neighbours = functional.grid_sample(others, grid, align_corners=False)
