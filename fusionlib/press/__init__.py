@@ -1,0 +1,1 @@
+"""The press: runs the notebooks, stages and builds the book, and is the command line."""

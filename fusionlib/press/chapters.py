@@ -1,0 +1,182 @@
+"""What the grid must know of a chapter, read from its notebook without running it.
+
+A chapter may restrict itself in the notebook's metadata, under ``"fusionlib"``:
+
+* ``"configurations"``: ``"all"``, ``"first"`` (only the first configuration of a run) or a list of names.
+  Default: all for ``book/methods/``, first for everything else.
+* ``"after": "all"``: run when all the other chapters have ended, and again when the records have changed.
+  Default: set for ``book/results/``, absent for everything else.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from fusionlib.core import ParameterError, suggest
+from fusionlib.press.files import digest
+from fusionlib.press.project import Project
+
+_VOLATILE = {"execution", "papermill", "collapsed", "ExecuteTime"}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook of the book.
+
+    Attributes:
+        path: the notebook.
+        name: its path below ``book/`` without the suffix, "methods/ties_merging".
+        parameters: name -> default of its parameters cell, in the order of the cell; empty if it has none.
+        configurations: "all", "first", or the names of those it runs for.
+        last: whether it runs after all the others.
+        identity: hash of its cells (sources, tags) and metadata; outputs do not count.
+    """
+
+    path: Path
+    name: str
+    parameters: Mapping[str, Any]
+    configurations: str | tuple[str, ...]
+    last: bool
+    identity: str
+
+    def runs_for(self, configuration: str, first: bool) -> bool:
+        """Whether it runs for a configuration, which is or is not the first of the run."""
+        if isinstance(self.configurations, tuple):
+            return configuration in self.configurations
+        return first or self.configurations == "all"
+
+
+def read_all(project: Project) -> list[Chapter]:
+    """All chapters of a project, sorted by name.
+
+    Raises: ParameterError, if a notebook or its parameters cell cannot be read.
+    """
+    paths = sorted(project.book.rglob("*.ipynb"))
+    shown = [path for path in paths if not any(part[0] in "._" for part in path.relative_to(project.book).parts)]
+    return [read(path, project.book) for path in shown]
+
+
+def read(path: Path, book: Path) -> Chapter:
+    """One chapter.
+
+    Raises: ParameterError, if the notebook, its metadata or its parameters cell cannot be read.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells = [(cell["cell_type"], _text(cell["source"]), _stable(cell)) for cell in notebook["cells"]]
+        metadata = notebook.get("metadata", {})
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ParameterError(f"{path} cannot be read as a notebook of format 4: {error}.") from None
+    tagged = [source for _, source, meta in cells if "parameters" in meta.get("tags", [])]
+    if len(tagged) > 1:
+        raise ParameterError(f"{path} has {len(tagged)} cells tagged 'parameters', and papermill sees only the first.")
+    name = path.relative_to(book).with_suffix("").as_posix()
+    own = metadata.get("fusionlib", {})
+    configurations, last = _restrictions(name, own, path)
+    return Chapter(
+        path=path,
+        name=name,
+        parameters=literals(tagged[0], str(path)) if tagged else {},
+        configurations=configurations,
+        last=last,
+        identity=digest([cells, own]),
+    )
+
+
+def literals(source: str, where: str) -> dict[str, Any]:
+    """Names and values that a parameters cell assigns.
+
+    Args:
+        source: the cell; every statement must be ``name = literal``.
+        where: named in errors.
+
+    Raises: ParameterError, with the line, if a statement is anything else.
+    """
+    found: dict[str, Any] = {}
+    try:
+        for statement in ast.parse(source).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    pass
+                case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                    pass
+                case _:
+                    raise _not_literal(where, statement.lineno, source)
+            try:
+                found[name] = ast.literal_eval(value)
+            except ValueError:
+                raise _not_literal(where, statement.lineno, source) from None
+    except SyntaxError as error:
+        raise ParameterError(
+            f"{where}: line {error.lineno} of the parameters cell is not Python: {error.msg}."
+        ) from None
+    return found
+
+
+def select(chapters: list[Chapter], patterns: tuple[str, ...], project: Project) -> list[Chapter]:
+    """Chapters that match one of the patterns, all if there is no pattern.
+
+    Args:
+        patterns: with ``*`` or without: a name ("methods/ties_merging"), its last part, or a path.
+
+    Raises: ParameterError, if a pattern matches none.
+    """
+    if not patterns:
+        return chapters
+    chosen: set[str] = set()
+    for pattern in patterns:
+        names = {chapter.name for chapter in chapters if _matches(chapter, pattern, project)}
+        if not names:
+            raise ParameterError(f"no chapter matches {pattern!r}.{suggest(pattern, [c.name for c in chapters])}")
+        chosen |= names
+    return [chapter for chapter in chapters if chapter.name in chosen]
+
+
+def _matches(chapter: Chapter, pattern: str, project: Project) -> bool:
+    spellings = (
+        chapter.name,
+        chapter.name.rpartition("/")[2],
+        chapter.path.relative_to(project.root).as_posix(),
+        chapter.path.as_posix(),
+    )
+    typed = pattern.replace("\\", "/").removeprefix("./").rstrip("/")
+    return any(fnmatch(spelling, typed) for spelling in spellings) or Path(pattern).resolve() == chapter.path
+
+
+def _restrictions(name: str, own: Any, path: Path) -> tuple[str | tuple[str, ...], bool]:
+    folder = name.split("/")[0]
+    configurations = own.get("configurations", "all" if folder == "methods" else "first")
+    after = own.get("after", "all" if folder == "results" else None)
+    if isinstance(configurations, list) and all(isinstance(item, str) for item in configurations):
+        configurations = tuple(configurations)
+    elif configurations not in ("all", "first"):
+        raise ParameterError(
+            f"{path}: the metadata fusionlib.configurations is {configurations!r}; allowed are 'all', 'first' "
+            "and a list of names of configurations."
+        )
+    if after not in (None, "all"):
+        raise ParameterError(f"{path}: the metadata fusionlib.after is {after!r}; the only value allowed is 'all'.")
+    return configurations, after == "all"
+
+
+def _not_literal(where: str, line: int, source: str) -> ParameterError:
+    text = source.splitlines()[line - 1].strip()
+    return ParameterError(
+        f"{where}: line {line} of the parameters cell, {text!r}, is not `name = literal`. "
+        "Only numbers, strings, None, True, False and lists or mappings of them can be parameters."
+    )
+
+
+def _stable(cell: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a cell without what editors and runs write into it."""
+    return {key: value for key, value in cell.get("metadata", {}).items() if key not in _VOLATILE}
+
+
+def _text(source: str | list[str]) -> str:
+    return source if isinstance(source, str) else "".join(source)

@@ -1,0 +1,158 @@
+"""Configurations: the flat YAML files of ``params/`` and what the command line changes in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusionlib.core import ParameterError, suggest
+from fusionlib.press.chapters import Chapter
+from fusionlib.press.project import Project
+from fusionlib.press.values import SHARED, impossible, mismatch
+
+DEFAULTS = ("tiny-clip", "tiny-clip-lora")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Values for parameters of chapters.
+
+    Attributes:
+        name: the file's name without suffix, plus the overrides; names the folder of the executed copies.
+        source: the file, as shown in errors.
+        values: parameter -> value.
+        lines: parameter -> line in the file; absent for overrides.
+    """
+
+    name: str
+    source: str
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
+
+    def where(self, key: str) -> str:
+        """Where a value comes from, to begin a sentence with."""
+        return f"{self.source}, line {self.lines[key]}" if key in self.lines else "-p"
+
+
+def locate(names: Iterable[str], project: Project) -> list[Path]:
+    """Files of configurations, given by path or by name ("smoke"); the default ones if none is given.
+
+    Raises: ParameterError, if a file is missing (says which exist) or two have one name.
+    """
+    there = sorted(path.stem for path in project.params.glob("*.yaml"))
+    given = list(names)
+    found = []
+    for name in given or [default for default in DEFAULTS if default in there] or there[:1]:
+        path = Path(name)
+        named = project.params / f"{name}.yaml"
+        if not path.is_file() and not named.is_file():
+            raise ParameterError(f"there is no file of parameters {name!r}.{suggest(path.stem, there)}")
+        found.append(path.resolve() if path.is_file() else named)
+    if not found:
+        raise ParameterError(f"there is no file of parameters in {project.params}: write params/tiny-clip.yaml.")
+    stems = [path.stem for path in found]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ParameterError(f"configurations given twice, or two files with one name: {', '.join(twice)}.")
+    return found
+
+
+def read(path: Path) -> Configuration:
+    """A file of parameters.
+
+    Raises: ParameterError, with the line, if it is malformed, nested, not a mapping, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} cannot be read: {error}.") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "the file"
+        raise ParameterError(f"{path.name}: {line} is not YAML: {error.problem}.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(f"{path.name} is not YAML: {error}.") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise ParameterError(f"{path.name} must hold `name: value` lines, the names of a parameters cell.")
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.tag != "tag:yaml.org,2002:str":
+            raise ParameterError(f"{path.name}, line {line}: the key {key.value!r} is not a name; put it in quotes.")
+        if key.value in lines:
+            raise ParameterError(f"{path.name}: {key.value!r} is set on line {lines[key.value]} and on line {line}.")
+        if not _flat(value) and key.value != "tasks":
+            raise ParameterError(
+                f"{path.name}, line {value.start_mark.line + 1}: {key.value!r} is nested. Parameters are flat: "
+                "numbers, strings, null, true, false, or a list of them."
+            )
+        lines[key.value] = line
+    return Configuration(name=path.stem, source=path.name, values=values, lines=lines)
+
+
+def override(configuration: Configuration, pairs: Iterable[tuple[str, str]]) -> Configuration:
+    """The configuration with values from the command line, under a name that says so.
+
+    Its executed copies lie in a folder of their own: what is tried with ``-p`` never gets into the book.
+
+    Args:
+        pairs: (parameter, value as typed); a value is read as YAML, and None, True, False as Python writes them.
+    """
+    changed = {key: _typed(text) for key, text in pairs}
+    if not changed:
+        return configuration
+    suffix = ",".join(f"{key}={re.sub(r'[^A-Za-z0-9.,_-]+', '_', str(value))}" for key, value in changed.items())
+    lines = {key: line for key, line in configuration.lines.items() if key not in changed}
+    values = {**configuration.values, **changed}
+    return replace(configuration, name=f"{configuration.name}+{suffix}"[:120], values=values, lines=lines)
+
+
+def check(configurations: Iterable[Configuration], chapters: Iterable[Chapter], root: Path) -> None:
+    """Refuse every wrong value before anything runs.
+
+    A key that is none of the shared six must be declared by at least one of the chapters.
+
+    Raises: ParameterError, one sentence per problem.
+    """
+    chapters = list(chapters)
+    problems: list[str] = []
+    for configuration in configurations:
+        for key, value in configuration.values.items():
+            where = configuration.where(key)
+            declaring = [chapter for chapter in chapters if key in chapter.parameters]
+            if key in SHARED:
+                problem = impossible(key, value, root)
+                problems += [f"{where}: {problem}"] if problem else []
+            elif not declaring:
+                known = {*SHARED, *(name for chapter in chapters for name in chapter.parameters)}
+                problems.append(f"{where}: no chapter has a parameter {key!r}.{suggest(key, known)}")
+            for chapter in declaring if key not in SHARED else []:
+                wanted = mismatch(value, chapter.parameters[key])
+                if wanted:
+                    problems.append(f"{where}: {key}={value!r} must be {wanted}, as in chapter {chapter.name}.")
+    if problems:
+        distinct = list(dict.fromkeys(problems))
+        head = f"{len(distinct)} parameters were refused, and nothing was run:\n  " if len(distinct) > 1 else ""
+        raise ParameterError(head + "\n  ".join(distinct))
+
+
+def _flat(node: yaml.Node) -> bool:
+    if isinstance(node, yaml.SequenceNode):
+        return all(isinstance(item, yaml.ScalarNode) for item in node.value)
+    return isinstance(node, yaml.ScalarNode)
+
+
+def _typed(text: str) -> Any:
+    words = {"None": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
+    try:
+        return float(text) if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text) else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text

@@ -1,0 +1,63 @@
+"""The folder of the book: where its parts are, found from any folder inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusionlib.core import FusionError
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout of the book.
+
+    Attributes:
+        root: the folder that holds ``_config.yml``, ``book/`` and ``params/``.
+    """
+
+    root: Path
+
+    @property
+    def book(self) -> Path:
+        """Folder of the chapters' sources."""
+        return self.root / "book"
+
+    @property
+    def params(self) -> Path:
+        """Folder of the configurations."""
+        return self.root / "params"
+
+    @property
+    def executed(self) -> Path:
+        """Folder of the executed copies, one folder below it per configuration."""
+        return self.root / "_build" / "executed"
+
+    def executed_copy(self, configuration: str, chapter: str) -> Path:
+        """Where the executed copy of a chapter lies; ``chapter`` is its path below ``book/``, without suffix."""
+        return self.executed / configuration / f"{chapter}.ipynb"
+
+
+def find(start: Path | None = None) -> Project:
+    """The project around a folder (default: the current one), recognised by ``_config.yml`` beside ``book/``.
+
+    Raises: FusionError, if there is none.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "_config.yml").is_file() and (folder / "book").is_dir():
+            return Project(folder)
+    raise FusionError(
+        f"{here} is not inside a checkout of the book: neither it nor a folder above it holds _config.yml and "
+        "book/. Change into the checkout, or clone the repository first."
+    )
+
+
+def status_file(executed: Path) -> Path:
+    """The JSON file beside an executed copy: its key, seconds and status ("done" or "failed")."""
+    return executed.with_suffix(".json")
+
+
+def failed_copy(executed: Path) -> Path:
+    """Where the partly executed notebook of a failed run is kept."""
+    return executed.with_suffix(".failed.ipynb")
