@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class CosineHead(nn.Module):
         return self.logit_scale * (nn.functional.normalize(features, dim=-1) @ self.weight.T)
 
 
-def make_head(task: Task, backbone: Backbone, given: Tensor | str | Path | None) -> CosineHead:
+def make_head(task: Task, backbone: Backbone, given: Tensor | str | PathLike[str] | None) -> CosineHead:
     """The head of a task: what the user gave, else the embedded one, else zero-shot from the text tower.
 
     Embedded heads are used where the task is embedded and the backbone scores against them, which

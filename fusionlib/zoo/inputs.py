@@ -41,8 +41,8 @@ class Preprocess:
     width: int
     shortest_edge: int | None
     resample: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def pixels(self, image: Image) -> Tensor:
         """One picture of any mode and size as uint8, shape (3, height, width)."""

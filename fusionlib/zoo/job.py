@@ -90,7 +90,7 @@ class Job:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Job:
         """The inverse of ``to_json``."""
-        recipe = {key: tuple(v) if isinstance(v, list) else v for key, v in values["recipe"].items()}
+        recipe: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values["recipe"].items()}
         return cls(**{**values, "tasks": tuple(values["tasks"]), "recipe": Recipe(**recipe)})
 
 

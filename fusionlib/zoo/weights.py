@@ -55,6 +55,18 @@ def read_tensors(path: Path) -> StateDict:
     return dict(loaded)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder; CheckpointError if it is missing or no JSON object."""
+    path = folder / "config.json"
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read ({error}). Save the model with save_pretrained.") from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path} is not a model's configuration. Save the model with save_pretrained.")
+    return facts
+
+
 def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
     """Raise KeyMismatch, naming keys and shapes, unless both have the same names with the same shapes."""
     missing = sorted(set(wanted) - set(found))

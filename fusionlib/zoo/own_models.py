@@ -1,0 +1,96 @@
+"""A user's own backbone and fine-tunes, brought to the keys of ``CLIPVisionModelWithProjection``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from fusionlib.core import CheckpointError, ParameterError, StateDict
+from fusionlib.zoo.adapters import is_adapter, merge_adapter
+from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.locate import locate
+from fusionlib.zoo.own_preprocess import read_preprocess
+from fusionlib.zoo.weights import check_keys, read_config, read_weights
+
+CLIP_SCALE = 100.0  # CLIP's learnt scale, at its cap; for vision towers that come without their scale
+_TEXT = ("text_model.", "text_projection.", "logit_scale")
+_PROJECTION = "visual_projection.weight"
+
+
+def own_backbone(name: str | PathLike[str]) -> Backbone:
+    """A backbone from a local folder or the hub: a CLIP vision model with projection, or a full CLIP.
+
+    Raises: CheckpointError, KeyMismatch, UnknownName.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    folder = locate(name, "backbone")
+    facts = read_config(folder)
+    kind = facts.get("model_type")
+    if kind == "clip":
+        facts_vision = {**facts["vision_config"], "projection_dim": facts.get("projection_dim", 512)}
+    elif kind == "clip_vision_model":
+        facts_vision = facts
+    else:
+        raise CheckpointError(
+            f"the backbone in {folder} is of type {kind!r}; 'clip' (CLIPModel) and 'clip_vision_model' "
+            "(CLIPVisionModelWithProjection) can be used."
+        )
+    config = CLIPVisionConfig.from_dict({**facts_vision, "dtype": "float32"})
+    with torch.device("meta"):
+        wanted = CLIPVisionModelWithProjection(config).state_dict()
+    found = read_weights(folder)
+    scale = found["logit_scale"].float().exp().item() if "logit_scale" in found else facts.get("logit_scale")
+    state = _canonical(found)
+    check_keys(state, wanted, str(folder))
+    return Backbone(
+        name=str(name),
+        config=config,
+        state={key: state[key].float() for key in wanted},
+        preprocess=read_preprocess(folder, config),
+        logit_scale=CLIP_SCALE if scale is None else float(scale),
+        text_folder=folder if kind == "clip" else None,
+    )
+
+
+def own_finetuned(
+    base: Backbone, tasks: Sequence[str], checkpoints: Mapping[str, str | PathLike[str]]
+) -> dict[str, StateDict]:
+    """Task -> weights of a user's fine-tunes, in the order of the tasks; PEFT adapters are merged in.
+
+    Raises: ParameterError if a task has no checkpoint; CheckpointError, KeyMismatch, UnknownName.
+    """
+    absent = [task for task in tasks if task not in checkpoints]
+    if absent:
+        raise ParameterError(
+            f"checkpoints has nothing for {', '.join(absent)}. Give one checkpoint per task, or leave these tasks out."
+        )
+    return {task: _own_state(base, locate(checkpoints[task], f"checkpoint of task {task!r}")) for task in tasks}
+
+
+def _own_state(base: Backbone, folder: Path) -> StateDict:
+    if is_adapter(folder):
+        return merge_adapter(base, folder)
+    state = _canonical(read_weights(folder))
+    # A CLIPVisionModel ends before the projection, as the published fine-tunes of CLIP do: theirs is the backbone's.
+    if _PROJECTION not in state and read_config(folder).get("architectures") == ["CLIPVisionModel"]:
+        state[_PROJECTION] = base.state[_PROJECTION]
+    check_keys(state, base.state, str(folder))
+    return {name: state[name].float() for name in base.state}
+
+
+def _canonical(state: StateDict) -> StateDict:
+    """The vision tower of a CLIP under the keys of CLIPVisionModelWithProjection.
+
+    Taken away: the text tower and the logit scale of a full CLIPModel, and ``position_ids``, a constant that
+    older versions of transformers stored. Added: the prefix ``vision_model.`` where a bare tower lacks it.
+    """
+    if any(name.startswith("text_model.") for name in state):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_TEXT)}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
+    if any(name.startswith("vision_model.") for name in state):
+        return state
+    return {name if name == _PROJECTION else f"vision_model.{name}": tensor for name, tensor in state.items()}
