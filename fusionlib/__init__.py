@@ -26,6 +26,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "sweep": ("fusionlib.bench.search", "sweep"),
     "tune": ("fusionlib.bench.search", "tune"),
     "grid": ("fusionlib.bench.search", "grid"),
+    "glue": ("fusionlib.bench.notebook", "glue"),
+    "check_parameters": ("fusionlib.bench.notebook", "check_parameters"),
     "records": ("fusionlib.bench.records", None),
     "tables": ("fusionlib.bench.tables", None),
     "plots": ("fusionlib.bench.plots", None),
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from fusionlib import methods, ops, testing
     from fusionlib.bench import plots, records, tables
     from fusionlib.bench.evaluate import evaluate
+    from fusionlib.bench.notebook import check_parameters, glue
     from fusionlib.bench.run import fuse, references, run
     from fusionlib.bench.search import grid, sweep, tune
     from fusionlib.zoo.suite import Suite, load_suite

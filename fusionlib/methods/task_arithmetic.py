@@ -19,7 +19,7 @@ card = MethodCard(
     kind="merge",
     scope="element",
     identity={"scale": 1.0},
-    grid=MappingProxyType({"scale": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)}),
+    grid=MappingProxyType({"scale": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)}),
 )
 
 

@@ -1,0 +1,49 @@
+"""Two helpers that only make sense in a notebook: numbers for prose, and a guard against misspelt parameters."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from typing import Any
+
+from fusionlib.core import ParameterError, suggest
+
+_PREFIX = "application/papermill.record/"
+
+
+def glue(name: str, value: Any, fmt: str = "{}") -> None:
+    """Keeps a value under a name, so that the prose can show it with the ``glue:text`` role; displays nothing.
+
+    Args:
+        fmt: how to write it, a format string: ``"{:.1f}"``.
+    """
+    from IPython.display import display
+
+    data = {f"{_PREFIX}text/plain": fmt.format(value)}
+    display(data, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": _PREFIX}})
+
+
+def check_parameters() -> None:
+    """Refuses a parameter that papermill passed and the chapter does not have; elsewhere does nothing.
+
+    papermill itself only warns, and a misspelt parameter would run the defaults.
+
+    Raises: ParameterError, naming the close match.
+    """
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    cells = [] if shell is None else [source for source in shell.user_ns.get("In", []) if source.strip()]
+    for own, injected in itertools.pairwise(cells):
+        if injected.startswith("# Parameters"):
+            declared, given = _assigned(own), _assigned(injected)
+            for name in given:
+                if name not in declared:
+                    raise ParameterError(f"this chapter has no parameter {name!r}.{suggest(name, declared)}")
+
+
+def _assigned(source: str) -> list[str]:
+    targets = [t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,0 +1,245 @@
+"""``run``: fuse, evaluate, measure, and leave a record; or read the record, if the question was asked before."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionlib import methods
+from fusionlib.bench import records
+from fusionlib.bench.evaluate import evaluate, evaluate_task
+from fusionlib.bench.measure import Measured
+from fusionlib.bench.provenance import digest, provenance, source_hash, versions
+from fusionlib.core import FusionMethod, ParameterError, Record, StateDict, suggest
+from fusionlib.ops.statedict import num_parameters
+from fusionlib.zoo.suite import Suite
+
+Method = str | ModuleType | FusionMethod
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to whatever ``sys.stderr`` is now: a notebook replaces it."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+logger = logging.getLogger("fusionlib")
+if not logger.handlers:
+    logger.addHandler(_Stderr())
+    logger.setLevel(logging.INFO)
+
+
+def fuse(method: Method, suite: Suite, **hyperparameters: Any) -> nn.Module:
+    """The fused model of a suite, on its device, in evaluation mode.
+
+    Args:
+        method: a name in ``fusionlib.methods``, or a module with ``card`` and ``fuse``.
+        hyperparameters: keyword arguments of the method's ``fuse``.
+    Raises: UnknownName for the method; ParameterError for a hyper-parameter that is unknown, missing or out
+        of range, naming the close match; KeyMismatch, NonFiniteError from the weights.
+    """
+    known = methods.get(method)
+    return _as_model(_fuser(known, suite, complete(method, hyperparameters))(), suite)
+
+
+def run(
+    method: Method,
+    suite: Suite,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    selected_on: str | None = None,
+    **hyperparameters: Any,
+) -> Record:
+    """Fuses, evaluates on every task of the suite, measures, and stores the record.
+
+    If this very question was answered before (same weights, data, code, versions, hyper-parameters), the
+    record is read instead, and a line on stderr says so.
+
+    Args:
+        split: what to evaluate on.
+        limit: only the first examples of each task; None means all.
+        selected_on: the split on which the hyper-parameters were chosen, if they were.
+    Returns: the record, with raw counts; scores are computed when it is read.
+    """
+    record, hit = measured(method, suite, split, limit, selected_on, hyperparameters)
+    if hit:
+        when = record.provenance["created"][:10]
+        logger.info("read record %s (%s, %s), measured %s", record.key, record.method, split, when)
+    return record
+
+
+def measured(
+    method: Method, suite: Suite, split: str, limit: int | None, selected_on: str | None, given: Mapping[str, Any]
+) -> tuple[Record, bool]:
+    """As ``run``, without a word: (record, whether it was read)."""
+    known = methods.get(method)
+    hyperparameters = complete(method, given)
+    card = known.card
+
+    def measure(question: Record) -> Record:
+        fusion = Measured(_fuser(known, suite, hyperparameters), suite.device)
+        model = _as_model(fusion.value, suite)
+        start = time.perf_counter()
+        counts = evaluate(model, suite, split, limit=limit)
+        stored = sum(parameter.numel() for parameter in model.parameters())
+        return dataclasses.replace(
+            question,
+            counts=counts,
+            stored_parameters=stored,
+            active_parameters=getattr(model, "active_parameters", stored),
+            fusion_seconds=fusion.seconds,
+            evaluation_seconds=time.perf_counter() - start,
+            peak_memory=fusion.peak_memory,
+        )
+
+    name = card.name if card.name in methods.names() else getattr(known, "__name__", card.name)
+    question = _question(name, card.kind, suite, split, limit, selected_on, hyperparameters)
+    return _answer(dataclasses.replace(question, needs=tuple(sorted(card.needs))), measure)
+
+
+def references(suite: Suite, *, split: str = "test", limit: int | None = None) -> list[Record]:
+    """The bounds to compare with: ``pretrained``, ``finetuned`` and, where it was trained, ``multitask``.
+
+    ``finetuned`` asks each task's own model. Its stored parameters count tensors that no fine-tune changed once.
+    """
+    single = num_parameters(suite.pretrained)
+    changed = sum(_num_changed(suite.pretrained, state) for state in suite.finetuned.values())
+
+    def whole(state: StateDict) -> Callable[[], dict[str, tuple[int, int]]]:
+        return lambda: evaluate(suite.model(state), suite, split, limit=limit)
+
+    def each_its_own() -> dict[str, tuple[int, int]]:
+        models = {task: suite.model(state) for task, state in suite.finetuned.items()}
+        return {task: evaluate_task(model, suite, task, split, limit=limit) for task, model in models.items()}
+
+    asked: list[tuple[str, Callable[[], dict[str, tuple[int, int]]], int]] = [
+        ("pretrained", whole(suite.pretrained), single),
+        ("finetuned", each_its_own, single + changed),
+    ]
+    if suite.multitask is not None:
+        asked.append(("multitask", whole(suite.multitask), single))
+
+    def answer(name: str, count: Callable[[], dict[str, tuple[int, int]]], stored: int) -> Record:
+        def measure(question: Record) -> Record:
+            start = time.perf_counter()
+            counts = count()
+            return dataclasses.replace(
+                question,
+                counts=counts,
+                stored_parameters=stored,
+                active_parameters=single,
+                evaluation_seconds=time.perf_counter() - start,
+            )
+
+        return _answer(_question(name, "reference", suite, split, limit, None, {}), measure)[0]
+
+    return [answer(*question) for question in asked]
+
+
+def complete(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All hyper-parameters of the method, defaults included.
+
+    Raises: ParameterError for one that is unknown (naming the close match) or missing.
+    """
+    known = methods.get(method)
+    title = known.card.name
+    takes = {
+        name: parameter
+        for name, parameter in inspect.signature(known.fuse).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for name in given:
+        if name not in takes:
+            raise ParameterError(f"{title} has no hyper-parameter {name!r}.{suggest(name, takes)}")
+    missing = [n for n, p in takes.items() if p.default is inspect.Parameter.empty and n not in given]
+    if missing:
+        raise ParameterError(f"{title} needs a value for {', '.join(map(repr, missing))}, which has no default.")
+    return {name: given.get(name, parameter.default) for name, parameter in takes.items()}
+
+
+def _fuser(
+    method: FusionMethod, suite: Suite, hyperparameters: Mapping[str, Any]
+) -> Callable[[], StateDict | nn.Module]:
+    """The call to ``fuse`` alone, to be measured; its inputs are prepared before."""
+    if not suite.finetuned:
+        raise ParameterError('the suite was loaded with tuning="none" and has no fine-tuned models to fuse.')
+    quiet = nullcontext if method.card.needs else torch.no_grad
+    inputs = suite.weights if method.card.takes == "weights" else suite.models
+
+    def call() -> StateDict | nn.Module:
+        with quiet():
+            return method.fuse(*inputs, **hyperparameters)
+
+    return call
+
+
+def _as_model(fused: StateDict | nn.Module, suite: Suite) -> nn.Module:
+    return fused.eval() if isinstance(fused, nn.Module) else suite.model(fused)
+
+
+def _question(
+    name: str,
+    kind: str,
+    suite: Suite,
+    split: str,
+    limit: int | None,
+    selected_on: str | None,
+    hyperparameters: Mapping[str, Any],
+) -> Record:
+    """A record without an answer; its key is the hash of everything that determines the counts."""
+    values = records.json_value(dict(hyperparameters))
+    spec = suite.spec
+    asked = [name, values, spec.backbone, spec.tasks, spec.tuning, spec.seed, split, limit, selected_on]
+    determined_by = [source_hash(name), suite.fingerprint, versions(), suite.device.type]
+    return Record(
+        key=digest([asked, determined_by]),
+        method=name,
+        kind=kind,
+        hyperparameters=values,
+        backbone=spec.backbone,
+        tasks=spec.tasks,
+        tuning=spec.tuning,
+        seed=spec.seed,
+        split=split,
+        limit=limit,
+        counts={},
+        selected_on=selected_on,
+        needs=(),
+        stored_parameters=0,
+        active_parameters=0,
+        fusion_seconds=0.0,
+        evaluation_seconds=0.0,
+        peak_memory=None,
+        provenance=provenance(name, suite.fingerprint, suite.device),
+    )
+
+
+def _answer(question: Record, measure: Callable[[Record], Record]) -> tuple[Record, bool]:
+    stored = records.find(question.key, question)
+    if stored is not None:
+        return stored, True
+    record = measure(question)
+    records.append(record)
+    return record, False
+
+
+def _num_changed(pretrained: StateDict, state: StateDict) -> int:
+    changed = {key: value for key, value in state.items() if not torch.equal(value, pretrained[key])}
+    return num_parameters(changed)

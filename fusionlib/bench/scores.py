@@ -1,0 +1,105 @@
+"""From raw counts to scores: accuracy, intervals, normalised accuracy, seeds. Computed whenever records are read."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fusionlib.core import Record
+
+Z = 1.959964  # 97.5 % point of the normal distribution: two-sided 95 %
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927), which stays within [0, 1] and is right for small counts too."""
+    p, z2 = correct / total, Z * Z / total
+    centre, spread = p + z2 / 2, Z * (p * (1 - p) / total + z2 / (4 * total)) ** 0.5
+    return max(0.0, (centre - spread) / (1 + z2)), min(1.0, (centre + spread) / (1 + z2))
+
+
+def average_half_width(record: Record) -> float:
+    """Half the width of the 95 % interval of the average over tasks.
+
+    The tasks' test examples are independent binomials, so the variance of the average of T accuracies is
+    sum of p(1 - p)/n over T squared; the normal approximation is good because the counts add up to many.
+    """
+    variance = sum((c / n) * (1 - c / n) / n for c, n in record.counts.values()) / len(record.counts) ** 2
+    return Z * variance**0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """The same measurement over one or more seeds.
+
+    Attributes:
+        records: one per seed.
+        normalized: normalised accuracy averaged over tasks and seeds; None without fine-tuned records to divide by.
+    """
+
+    records: tuple[Record, ...]
+    normalized: float | None
+
+    @property
+    def first(self) -> Record:
+        """The record of the first seed: for everything that is the same over seeds."""
+        return self.records[0]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Accuracy per task, averaged over seeds."""
+        return {task: statistics.fmean(record.accuracy[task] for record in self.records) for task in self.first.counts}
+
+    @property
+    def average(self) -> float:
+        """Accuracy averaged over tasks and seeds."""
+        return statistics.fmean(record.average for record in self.records)
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The task with the lowest accuracy, and that accuracy."""
+        return min(self.accuracy.items(), key=lambda item: item[1])
+
+    @property
+    def spread(self) -> float:
+        """Of the average: standard deviation over seeds, or with one seed half its 95 % interval."""
+        if len(self.records) > 1:
+            return statistics.stdev(record.average for record in self.records)
+        return average_half_width(self.first)
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """Groups records over seeds, in order of first appearance; of equal keys the last counts."""
+    unique = {record.key: record for record in records}
+    ceilings = {_suite(r): r for r in unique.values() if r.method == "finetuned"}
+    groups: dict[str, list[Record]] = {}
+    for record in unique.values():
+        groups.setdefault(_question(record), []).append(record)
+    return [Row(tuple(group), _normalized(group, ceilings)) for group in groups.values()]
+
+
+def normalized_accuracy(record: Record, finetuned: Record) -> dict[str, float]:
+    """Accuracy divided by that of each task's own fine-tuned model; 1 where both are 0."""
+    ceiling = finetuned.accuracy
+    return {task: value / ceiling[task] if ceiling[task] else 1.0 for task, value in record.accuracy.items()}
+
+
+def _normalized(group: Sequence[Record], ceilings: dict[tuple, Record]) -> float | None:
+    found = [ceilings.get(_suite(record)) for record in group]
+    if any(ceiling is None for ceiling in found):
+        return None
+    return statistics.fmean(
+        statistics.fmean(normalized_accuracy(record, ceiling).values())
+        for record, ceiling in zip(group, found, strict=True)
+        if ceiling is not None
+    )
+
+
+def _suite(record: Record) -> tuple:
+    return record.backbone, record.tasks, record.tuning, record.seed, record.split, record.limit
+
+
+def _question(record: Record) -> str:
+    asked = [record.method, record.hyperparameters, record.selected_on, record.backbone, record.tasks]
+    return json.dumps([*asked, record.tuning, record.split, record.limit], sort_keys=True)

@@ -1,0 +1,117 @@
+"""A small table that is shown as semantic HTML, Markdown or a data frame. The book's style sheet dresses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry.
+
+    Attributes:
+        text: what is shown.
+        mark: "best" (bold), "second" (underlined) or "".
+        number: whether it is a number, which is set flush right in figures of one width.
+    """
+
+    text: str
+    mark: str = ""
+    number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header; the first column names the rows.
+
+    Attributes:
+        columns: titles.
+        rows: one cell per column.
+        groups: row indices before which a rule is drawn.
+        note: one sentence below the table.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    groups: Sequence[int] = ()
+    note: str = ""
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{escape(title)}</th>' for title in self.columns)
+        body = []
+        for index, row in enumerate(self.rows):
+            first, *rest = row
+            name = f'<th scope="row">{escape(first.text)}</th>'
+            rule = ' class="rule"' if index in self.groups else ""
+            body.append(f"<tr{rule}>{name}{''.join(map(_html, rest))}</tr>")
+        note = f'<p class="fusion-note">{escape(self.note)}</p>' if self.note else ""
+        return (
+            '<div class="fusion-table-wrap"><table class="fusion-table">'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
+        )
+
+    def _repr_markdown_(self) -> str:
+        marks = {"best": "**{}**", "second": "*{}*", "": "{}"}
+        lines = ["| " + " | ".join(self.columns) + " |", "|" + " --- |" * len(self.columns)]
+        lines += ["| " + " | ".join(marks[c.mark].format(c.text) for c in row) + " |" for row in self.rows]
+        return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
+
+    def to_frame(self) -> pd.DataFrame:
+        """The texts as a pandas data frame, the first column as its index."""
+        import pandas as pd
+
+        frame = pd.DataFrame([[cell.text for cell in row] for row in self.rows], columns=list(self.columns))
+        return frame.set_index(self.columns[0])
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*([self.columns, *self._texts()]), strict=True)]
+        lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in self._all()]
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+    def _texts(self) -> list[list[str]]:
+        return [[cell.text for cell in row] for row in self.rows]
+
+    def _all(self) -> list[Sequence[str]]:
+        return [self.columns, *self._texts()]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A box of facts: pairs of a term and what it is."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+
+    def _repr_html_(self) -> str:
+        pairs = "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in self.facts)
+        return f'<dl class="fusion-facts" aria-label="Facts about {escape(self.title)}">{pairs}</dl>'
+
+    def to_frame(self) -> pd.DataFrame:
+        """The pairs as a pandas data frame."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.facts), columns=["fact", self.title]).set_index("fact")
+
+    def __repr__(self) -> str:
+        return "\n".join([self.title, *(f"  {term}: {text}" for term, text in self.facts)])
+
+
+def mark_best(columns: Sequence[Sequence[float | None]]) -> list[list[str]]:
+    """Per column "best" for the largest number and "second" for the next; None does not compete."""
+    marks = []
+    for values in columns:
+        distinct = sorted({round(v, 6) for v in values if v is not None}, reverse=True)[:2]
+        names = dict(zip(distinct, ("best", "second"), strict=False)) if len(distinct) > 1 else {}
+        marks.append([names.get(round(v, 6), "") if v is not None else "" for v in values])
+    return marks
+
+
+def _html(cell: Cell) -> str:
+    inner = {"best": "<strong>{}</strong>", "second": "<u>{}</u>", "": "{}"}[cell.mark].format(escape(cell.text))
+    return f'<td class="number">{inner}</td>' if cell.number else f"<td>{inner}</td>"

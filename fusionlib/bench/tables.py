@@ -1,0 +1,207 @@
+"""The book's tables. They read records and cards; nothing is measured here, and nothing is typed by hand."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fusionlib import methods
+from fusionlib.bench.provenance import REFERENCES
+from fusionlib.bench.records import json_value
+from fusionlib.bench.run import Method
+from fusionlib.bench.scores import Row, rows
+from fusionlib.bench.table import Cell, Facts, Table, mark_best
+from fusionlib.core import MethodCard, ParameterError, Record
+
+TITLES = {"pretrained": "Pretrained", "finetuned": "Fine-tuned (each its own)", "multitask": "Multi-task training"}
+_USES = {
+    "inputs": "unlabelled inputs",
+    "test-inputs": "unlabelled test inputs",
+    "labels": "labels",
+    "task-id": "the task of an input",
+}
+_COST = {"ensemble": ("T models", "T models"), "merge": ("1 model", "1 model"), "mix": ("more than 1", "depends")}
+
+
+def by_task(records: Iterable[Record]) -> Table:
+    """Accuracy in percent for every task, the average, the normalised average and the worst task.
+
+    References come first and do not compete; of the others the best of each column is bold, the second
+    underlined. With one seed ± is half the 95 % interval of the average, with several the standard deviation.
+    """
+    ordered = _ordered(records)
+    tasks = list(ordered[0].first.counts)
+    competing = [None if row.first.method in REFERENCES else row for row in ordered]
+    marks = mark_best(
+        [
+            *([row and row.accuracy[task] for row in competing] for task in tasks),
+            [row and row.average for row in competing],
+            [row and row.normalized for row in competing],
+            [row and row.worst[1] for row in competing],
+        ]
+    )
+    body = []
+    for index, row in enumerate(ordered):
+        texts = [
+            *(_percent(row.accuracy[task]) for task in tasks),
+            f"{_percent(row.average)} ± {_percent(row.spread)}",
+            _percent(row.normalized),
+            _percent(row.worst[1]),
+        ]
+        cells = [Cell(text, marks[column][index]) for column, text in enumerate(texts)]
+        body.append([Cell(label(row.first), number=False), *cells])
+    return Table(["Method", *tasks, "Average", "Normalised", "Worst"], body, _rule(ordered), _note(ordered))
+
+
+def leaderboard(records: Iterable[Record]) -> Table:
+    """One row per method and choice of hyper-parameters, the best average first, with information used and cost."""
+    ordered = _ordered(records)
+    bounds = [row for row in ordered if row.first.method in REFERENCES]
+    ranked = sorted(
+        (row for row in ordered if row.first.method not in REFERENCES), key=lambda row: row.average, reverse=True
+    )
+    ordered = [*bounds, *ranked]
+    single = min(row.first.active_parameters for row in ordered)
+    competing = [None if row.first.method in REFERENCES else row for row in ordered]
+    marks = mark_best(
+        [
+            [row and row.average for row in competing],
+            [row and row.normalized for row in competing],
+            [row and row.worst[1] for row in competing],
+        ]
+    )
+    body = []
+    for index, row in enumerate(ordered):
+        first = row.first
+        task, lowest = row.worst
+        body.append(
+            [
+                Cell(title(first.method), number=False),
+                Cell(_settings(first) or "–", number=False),
+                Cell(_chosen(first), number=False),
+                Cell(f"{_percent(row.average)} ± {_percent(row.spread)}", marks[0][index]),
+                Cell(_percent(row.normalized), marks[1][index]),
+                Cell(f"{_percent(lowest)} ({task})", marks[2][index]),
+                Cell(_information(first), number=False),
+                Cell(f"{first.stored_parameters / single:.3g} ×"),
+                Cell(f"{first.active_parameters / single:.3g} ×"),
+                Cell("–" if first.kind == "reference" else _seconds(first.fusion_seconds)),
+            ]
+        )
+    columns = ["Method", "Hyper-parameters", "Chosen", "Average", "Normalised", "Worst task"]
+    return Table([*columns, "Uses", "Stored", "Active", "Fusion"], body, _rule(ordered), _note(ordered))
+
+
+def cards() -> Table:
+    """All methods as their cards describe them."""
+    body = []
+    for name in methods.names():
+        card = methods.get(name).card
+        stored, active = _COST[card.kind]
+        uses = ", ".join(_USES[need] for need in sorted(card.needs)) or "weights alone"
+        knobs = ", ".join(_parameters(name)) or "none"
+        body.append([Cell(text, number=False) for text in (card.title, card.kind, uses, knobs, stored, active)])
+    return Table(["Method", "Kind", "Information used", "Hyper-parameters", "Stored", "Per prediction"], body)
+
+
+def fact_box(method: Method) -> Facts:
+    """What the card says of a method, for the head of its chapter."""
+    card: MethodCard = methods.get(method).card
+    stored, active = _COST[card.kind]
+    grain = {
+        "element": "each number by itself",
+        "tensor": "each tensor by itself",
+        "model": "the whole model at once",
+    }
+    returns = {"ensemble": "all the models, side by side", "merge": "one model of the same shape"}
+    facts = [
+        ("Kind", card.kind),
+        ("Returns", returns.get(card.kind, "one model of a new shape")),
+        ("Uses", ", ".join(_USES[need] for need in sorted(card.needs)) or "weights alone"),
+        ("Works on", grain[card.scope] if card.takes == "weights" else "outputs, not weights"),
+        ("Hyper-parameters", ", ".join(f"{k} = {v}" for k, v in _parameters(card.name).items()) or "none"),
+        ("Stored", stored),
+        ("Per prediction", active),
+        ("Order of models", "without effect" if card.symmetric else "matters"),
+        ("Call", f"fusionlib.methods.{card.name}.fuse"),
+    ]
+    return Facts(card.title, facts)
+
+
+def title(method: str) -> str:
+    """The name of a method or reference in prose."""
+    if method in TITLES:
+        return TITLES[method]
+    return methods.get(method).card.title if method in methods.names() else method
+
+
+def label(record: Record) -> str:
+    """Method and the hyper-parameters that matter: "Task Arithmetic, scale 0.2 (tuned)"."""
+    settings = _settings(record)
+    tuned = f" (chosen on {record.selected_on})" if record.selected_on else ""
+    return title(record.method) + (f", {settings}" if settings else "") + tuned
+
+
+def _settings(record: Record) -> str:
+    """Hyper-parameters in the card's grid, and others that differ from their default."""
+    if record.method in REFERENCES or record.method not in methods.names():
+        return ", ".join(f"{name} {_value(value)}" for name, value in record.hyperparameters.items())
+    defaults, grid = _parameters(record.method), methods.get(record.method).card.grid
+    shown = {n: v for n, v in record.hyperparameters.items() if n in grid or v != json_value(defaults[n])}
+    return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
+
+
+def _parameters(method: str) -> dict[str, Any]:
+    parameters = inspect.signature(methods.get(method).fuse).parameters.values()
+    keyword = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return {p.name: "required" if p.default is inspect.Parameter.empty else p.default for p in keyword}
+
+
+def _chosen(record: Record) -> str:
+    if not record.hyperparameters:
+        return "–"
+    return f"tuned on {record.selected_on}" if record.selected_on else "defaults"
+
+
+def _information(record: Record) -> str:
+    known: Mapping[str, str] = {
+        "pretrained": "no task data",
+        "finetuned": "the task of an input",
+        "multitask": "all training data",
+    }
+    return known.get(record.method) or ", ".join(_USES[need] for need in record.needs) or "weights alone"
+
+
+def _ordered(records: Iterable[Record]) -> list[Row]:
+    found = rows(records)
+    if not found:
+        raise ParameterError("there are no records to show; run the method chapters (or fl.run) first.")
+    return sorted(found, key=lambda row: [*REFERENCES, row.first.method].index(row.first.method))
+
+
+def _rule(ordered: list[Row]) -> list[int]:
+    bounds = sum(row.first.method in REFERENCES for row in ordered)
+    return [bounds] if 0 < bounds < len(ordered) else []
+
+
+def _note(ordered: list[Row]) -> str:
+    first = ordered[0].first
+    seeds = max(len(row.records) for row in ordered)
+    meaning = f"standard deviation over {seeds} seeds" if seeds > 1 else "half the 95 % interval"
+    counted = f"the first {first.limit} examples of each task" if first.limit else "all examples"
+    return f"Accuracy in %, {first.split} split, {counted}; ± is {meaning} of the average."
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _seconds(value: float) -> str:
+    return "< 0.01 s" if value < 0.01 else f"{value:.2f} s"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
