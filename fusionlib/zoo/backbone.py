@@ -56,7 +56,6 @@ class Backbone:
         return model.eval()
 
 
-@functools.cache
 def tiny_clip() -> Backbone:
     """The backbone that ships with the package: 869,632 parameters, 32 x 32 pictures, 384 features."""
     from safetensors.torch import load_file

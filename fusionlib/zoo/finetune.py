@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError
+from fusionlib.zoo.adapters import wrap
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.files import write_atomically
 from fusionlib.zoo.heads import CosineHead
@@ -88,12 +89,12 @@ def _trainable(backbone: Backbone, recipe: Recipe, seed: int) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(recipe.frozen))
         return model
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig
 
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PeftModel(model, config)  # type: ignore[arg-type]
+        return wrap(model, config)
 
 
 def _whole(task: Task, backbone: Backbone) -> tuple[Tensor, Tensor]:

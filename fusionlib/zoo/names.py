@@ -52,8 +52,8 @@ def check_tuning(tuning: Any) -> str:
     """The tuning, if it is one we have; else ParameterError."""
     if tuning == "l-lora":
         raise ParameterError(
-            "tuning 'l-lora' (linearised LoRA) is not available for the embedded suite: no recipe for it has "
-            "been tried. Use 'full' or 'lora', or pass your own checkpoints=."
+            "tuning='l-lora' (linearised LoRA) is not available: no recipe for it has been tried on the embedded "
+            "suite, and its adapters can't be merged into weights without changing the model. Use 'full' or 'lora'."
         )
     if not isinstance(tuning, str) or tuning not in TUNINGS:
         raise ParameterError(f"tuning={tuning!r} is not a kind of fine-tuning.{suggest(str(tuning), TUNINGS)}")

@@ -66,15 +66,21 @@ def load_suite(
     finetuned: dict[str, StateDict] = {}
     identities: list[str] = []
     joint: StateDict | None = None
-    if checkpoints is not None and tuning != "none":
+    if checkpoints is not None:
+        if tuning == "none":
+            raise ParameterError(
+                'tuning="none" means no fine-tunes, but checkpoints= names some. Leave out one of the two.'
+            )
+        if multitask:
+            raise ParameterError("multitask=True trains the embedded backbone jointly; with checkpoints= leave it out.")
         from fusionlib.zoo.own_models import own_finetuned
 
         finetuned = own_finetuned(base, ordered, checkpoints)
         identities = [hash_tensors(state) for state in finetuned.values()]
-    elif tuning != "none" or multitask:
-        _check_embedded(base, chosen)
-    if base.name in names.EMBEDDED_BACKBONES and checkpoints is None and all(task.embedded for task in chosen):
+    elif base.name in names.EMBEDDED_BACKBONES and all(task.embedded for task in chosen):
         finetuned, identities, joint = _embedded(base, ordered, tuning, seed, multitask, progress)
+    elif tuning != "none" or multitask:
+        raise _no_finetunes(base, chosen)
     return Suite(
         spec=SuiteSpec(base.name, ordered, tasks_name, tuning, seed),
         tasks=chosen,
@@ -106,15 +112,14 @@ def _backbone(backbone: str | PathLike[str]) -> Backbone:
     return own_backbone(backbone)
 
 
-def _check_embedded(base: Backbone, tasks: tuple[Task, ...]) -> None:
-    """Refuse fine-tunes that nobody gave and that no recipe of ours can make."""
+def _no_finetunes(base: Backbone, tasks: tuple[Task, ...]) -> ParameterError:
+    """What to say where nobody gave fine-tunes and no recipe of ours can make them."""
     own = [task.name for task in tasks if not task.embedded]
-    if base.name not in names.EMBEDDED_BACKBONES or own:
-        what = f"the backbone {base.name!r}" if not own else f"your own tasks ({', '.join(own)})"
-        raise ParameterError(
-            f"there are no fine-tuned models for {what}, and only embedded backbones and tasks are fine-tuned here. "
-            'Pass checkpoints={task: folder or hub id}, or tuning="none" for the pretrained model alone.'
-        )
+    what = f"your own tasks ({', '.join(own)})" if own else f"the backbone {base.name!r}"
+    return ParameterError(
+        f"there are no fine-tuned models for {what}, and only embedded tasks and backbones are fine-tuned here. "
+        'Pass checkpoints={task: folder or hub id}, or tuning="none" for the pretrained model alone.'
+    )
 
 
 def _embedded(
