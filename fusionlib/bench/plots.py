@@ -122,7 +122,7 @@ def dots(records: Iterable[Record]) -> Figure:
     """Accuracy by task, a marker per method with its 95 % interval (of the first seed)."""
     found = _bounds_first(rows(records))
     tasks = list(found[0].first.counts)
-    fig, ax = plt.subplots(figsize=(SIZES["wide"][0], 1.2 + 0.55 * len(tasks)))
+    fig, ax = plt.subplots(figsize=(SIZES["wide"][0], 1.6 + 0.6 * len(tasks)))
     step = 0.7 / len(found)
     for index, row in enumerate(found):
         first = row.first
@@ -137,11 +137,10 @@ def dots(records: Iterable[Record]) -> Figure:
             centre,
             at,
             xerr=[below, above],
-            fmt=marker(first.method),
-            color=colour(first.kind) if first.kind == "reference" else None,
-            ms=5,
+            ms=5.5,
             elinewidth=1,
             label=label(first),
+            **_look(first),
         )
     ax.set_yticks(range(len(tasks)), tasks)
     ax.invert_yaxis()
@@ -158,20 +157,25 @@ def tradeoff(records: Iterable[Record], cost: str = "stored") -> Figure:
         raise ParameterError(f"cost = {cost!r} is not known; allowed: 'stored', 'active', 'seconds'.")
     single = min(row.first.active_parameters for row in found)
     fig, ax = plt.subplots(figsize=SIZES["wide"])
-    for index, row in enumerate(found):
+    for row in found:
         first = row.first
         spent = {
             "stored": first.stored_parameters / single,
             "active": first.active_parameters / single,
             "seconds": first.fusion_seconds,
         }[cost]
-        own: dict[str, Any] = {"color": GREY} if first.method in REFERENCES else {"color": f"C{index % 8}"}
-        half = 100 * row.spread
-        ax.errorbar(spent, 100 * row.average, yerr=half, fmt=marker(first.method), label=label(first), **own)
+        ax.errorbar(spent, 100 * row.average, yerr=100 * row.spread, ms=7, label=label(first), **_look(first))
     titles = {"stored": "stored parameters (models)", "active": "parameters read per prediction (models)"}
     ax.set(xlabel=titles.get(cost, "fusion time (s)"), ylabel=f"average accuracy, {found[0].first.split} (%)")
     fig.legend(loc="outside right upper")
     return fig
+
+
+def _look(record: Record) -> dict[str, Any]:
+    """Colour by kind, marker by method; hollow where hyper-parameters are defaults that nobody chose."""
+    hue = colour(record.kind)
+    hollow = bool(record.hyperparameters) and record.selected_on is None
+    return {"fmt": marker(record.method), "color": hue, "mfc": "none" if hollow else hue, "mew": 1.4}
 
 
 def _bounds_first(found: list[Row]) -> list[Row]:

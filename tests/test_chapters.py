@@ -1,0 +1,105 @@
+"""The form of the chapters: same headings, same parameters, short cells, and code that can be copied."""
+
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusionlib import methods
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted((ROOT / "book").rglob("*.ipynb"))
+METHODS = [path for path in CHAPTERS if path.parent.name == "methods"]
+HEADINGS = [
+    "Why",
+    "The maths",
+    "Setup",
+    "From scratch",
+    "The same from the library",
+    "On the suite",
+    "What the knobs do",
+    "When it fails",
+    "Takeaways",
+]
+TAGS = {"parameters", "copy-me", "hide-input", "remove-cell"}
+
+
+def cells(path: Path, kind: str = "code") -> list[dict]:
+    return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def parameters(path: Path) -> dict:
+    (cell,) = [c for c in cells(path) if "parameters" in tags(c)]
+    return {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse(source(cell)).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
+
+
+def test_every_method_has_a_chapter():
+    assert {path.stem for path in METHODS} == set(methods.names())
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
+def test_headings(path):
+    text = "\n".join(source(c) for c in cells(path, "markdown"))
+    assert re.findall(r"^## (.+)$", text, flags=re.M) == HEADINGS
+    assert re.findall(r"^### (.+)$", text, flags=re.M)[-3:] == ["Exercises", "Use it on your own models", "References"]
+    assert f"(ch-{path.stem.replace('_', '-')})=" in text
+    assert ":class: dropdown" in text, "no exercise has a folded solution"
+    assert re.search(r"\$\$ \(eq-", text), "no numbered equation"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_parameters_are_the_same_six_everywhere(path):
+    first = (ROOT / "params" / "tiny-clip.yaml").read_text(encoding="utf-8")
+    assert {key: parameters(path)[key] for key in yaml.safe_load(first)} == yaml.safe_load(first)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_cells_are_short_and_tags_are_known(path):
+    lengths = [len(source(c).splitlines()) for c in cells(path)]
+    assert max(lengths) <= 40
+    assert statistics.median(lengths) <= 8
+    assert {tag for c in cells(path) for tag in tags(c)} <= TAGS
+    assert sum("remove-cell" in tags(c) for c in cells(path)) <= 4
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
+def test_copy_me_runs_with_torch_alone(path):
+    (cell,) = [c for c in cells(path) if "copy-me" in tags(c)]
+    guard = (
+        "import sys, torch\n"
+        "class Guard:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] not in sys.stdlib_module_names | {'torch', 'numpy'}:\n"
+        "            raise ImportError(f'{name} is imported, but the cell promises torch alone')\n"
+        "sys.meta_path.insert(0, Guard())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", guard + source(cell)], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_figures_have_caption_and_alternative_text(path):
+    for cell in cells(path):
+        if "fl.plots." in source(cell).replace("fl.plots.use_style()", "") or "plt.subplots" in source(cell):
+            book = cell["metadata"].get("mystnb", {})
+            assert book.get("figure", {}).get("caption"), source(cell)[:80]
+            assert book.get("image", {}).get("alt"), source(cell)[:80]
