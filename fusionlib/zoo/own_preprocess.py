@@ -52,8 +52,7 @@ def _settings(folder: Path, config: CLIPVisionConfig) -> tuple[dict[str, Any], P
             return settings.get("image_processor", settings), path
     facts = config.to_dict()
     if "image_mean" in facts and "image_std" in facts:
-        size = {"height": config.image_size, "width": config.image_size}
-        return {"size": size, "do_center_crop": False, **facts}, folder / "config.json"
+        return {**facts, "size": config.image_size, "crop_size": config.image_size}, folder / "config.json"
     raise CheckpointError(
         f"{folder} has no preprocessor_config.json, so how to resize and normalise pictures is not known. Save the "
         "backbone's image processor there: CLIPImageProcessor.from_pretrained(...).save_pretrained(folder)."

@@ -35,12 +35,13 @@ def zero_shot_weight(folder: Path, prompts: Sequence[str], templates: Sequence[s
     state = {key: value for key, value in state.items() if not key.endswith("embeddings.position_ids")}
     check_keys(state, model.state_dict(), str(folder))
     model.load_state_dict(state)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    # without these files transformers makes an empty tokenizer, which knows no word, and says nothing
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise CheckpointError(
-            f"{folder} has no tokenizer for zero-shot heads ({error}). Save CLIPTokenizer there, or pass heads=."
-        ) from error
+            f"{folder} has no tokenizer for zero-shot heads: neither tokenizer.json nor vocab.json. Save the "
+            "CLIPTokenizer there, or pass heads=."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = []
     for prompt in prompts:
         tokens = tokenizer([template.format(prompt) for template in templates], padding=True, return_tensors="pt")
