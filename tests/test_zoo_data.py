@@ -1,6 +1,9 @@
 """The embedded data are what their README says, and decode once."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,3 +139,16 @@ def test_suite_is_light_on_random_state():
     torch.manual_seed(0)
     fl.load_suite(tasks=["flags"], tuning="none", device="cpu").model()
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_reading_asks_nothing_of_the_network(home):
+    code = (
+        "import socket, fusionlib as fl\n"
+        "def refuse(*arguments, **options): raise SystemExit(f'network: {arguments}')\n"
+        "socket.getaddrinfo = socket.socket.connect = refuse\n"
+        "suite = fl.load_suite(tasks=['flags'], tuning='none', device='cpu')\n"
+        "print(len(list(suite.batches('flags', 'test', batch_size=430))))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")

@@ -47,7 +47,7 @@ def write_pictures(root, split, count, names=tuple(COLOURS)):
         folder = root / split / name
         folder.mkdir(parents=True)
         for index in range(count):
-            Image.new("RGB", (40, 32), COLOURS[name]).save(folder / f"{index}.png")
+            Image.new("RGB", (40, 32), COLOURS[name]).save(folder / f"{index} [a*].png")
 
 
 def test_parquet_folder_with_all_splits(tmp_path):
