@@ -26,6 +26,7 @@ class Progress:
         self._finished: set[Job] = set()
         self._started: float | None = None
         self._spoke = time.monotonic()
+        self._line_open = False
         self._rich: Any = None
         self._bars: dict[Job, Any] = {}
         self._mode = _mode() if enabled else "silent"
@@ -69,6 +70,7 @@ class Progress:
                 self._rich.update(bar, completed=self._steps[job], visible=shown)
             self._rich.update(self._total, completed=self._work_done(), left=self._left_text())
         elif self._mode == "notebook":
+            self._line_open = True
             sys.stderr.write(f"\r{self._summary():<100}")
             sys.stderr.flush()
         elif self._mode == "plain" and time.monotonic() - self._spoke > _PLAIN_SECONDS:
@@ -80,7 +82,8 @@ class Progress:
         if self._mode == "terminal":
             self._rich.console.print(sentence, markup=False, highlight=False)
         elif self._mode != "silent":
-            print(("\n" if self._mode == "notebook" else "") + sentence, file=sys.stderr, flush=True)
+            print(("\n" if self._line_open else "") + sentence, file=sys.stderr, flush=True)
+            self._line_open = False
 
     def close(self) -> None:
         """Leave the display; the last line stays."""
