@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from fusionlib.zoo.files import home
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
     from fusionlib.zoo.preparing import missing, prepare
     from fusionlib.zoo.suite import Suite, SuiteSpec, load_suite
     from fusionlib.zoo.task import Task
+
+if "ipykernel" in sys.modules:
+    # In a notebook tqdm.auto, which transformers and datasets import, warns that ipywidgets would be nicer.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        importlib.import_module("tqdm.auto")
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ class Progress:
         self._finished: set[Job] = set()
         self._started: float | None = None
         self._spoke = time.monotonic()
-        self._line_open = False
+        self._line, self._line_open = "", False
         self._rich: Any = None
         self._bars: dict[Job, Any] = {}
         self._mode = _mode() if enabled else "silent"
@@ -69,9 +69,10 @@ class Progress:
                 shown = self._steps[job] > 0 and job not in self._finished
                 self._rich.update(bar, completed=self._steps[job], visible=shown)
             self._rich.update(self._total, completed=self._work_done(), left=self._left_text())
-        elif self._mode == "notebook":
+        elif self._mode == "notebook" and self._summary() != self._line:
+            self._line = self._summary()
             self._line_open = True
-            sys.stderr.write(f"\r{self._summary():<100}")
+            sys.stderr.write(f"\r{self._line:<100}")
             sys.stderr.flush()
         elif self._mode == "plain" and time.monotonic() - self._spoke > _PLAIN_SECONDS:
             self.say(self._summary())

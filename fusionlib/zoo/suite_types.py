@@ -53,7 +53,7 @@ class Suite:
     """
 
     spec: SuiteSpec
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task, ...] = field(repr=False)
     pretrained: StateDict = field(repr=False)
     finetuned: Mapping[str, StateDict] = field(repr=False)
     heads: Mapping[str, nn.Module] = field(repr=False)
