@@ -10,7 +10,7 @@ from fusionlib import methods
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.records import json_value
 from fusionlib.bench.run import Method
-from fusionlib.bench.scores import Row, rows
+from fusionlib.bench.scores import Row, average_half_width, rows
 from fusionlib.bench.table import Cell, Facts, Table, mark_best
 from fusionlib.core import MethodCard, ParameterError, Record
 
@@ -127,6 +127,11 @@ def fact_box(method: Method) -> Facts:
         ("Call", f"fusionlib.methods.{card.name}.fuse"),
     ]
     return Facts(card.title, facts)
+
+
+def half_width(record: Record) -> float:
+    """Half the width of the 95 % interval of a record's average, for prose beside a table; in [0, 1]."""
+    return average_half_width(record)
 
 
 def title(method: str) -> str:

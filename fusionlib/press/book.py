@@ -18,6 +18,9 @@ from fusionlib.press.serving import serve as serve_site
 from fusionlib.press.staging import source_notebooks, stage
 
 DEFAULT = "tiny-clip"
+# jupyter-book 1 has no __main__, and its script need not be on the PATH of the Python that runs this.
+_JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 
 def build(root: Path, *, configurations: Sequence[str] | None = None, serve: bool = False, force: bool = False) -> int:
@@ -62,7 +65,7 @@ def _configurations(project: Project) -> list[str]:
 
 def _jupyter_book(staged: Path, log: Path) -> bool:
     """Runs jupyter-book; on failure prints what it complained about."""
-    command = [sys.executable, "-m", "jupyter_book", "build", "-W", "-n", "--keep-going", str(staged)]
+    command = [sys.executable, "-c", _JUPYTER_BOOK, "build", "-W", "-n", "--keep-going", str(staged)]
     start = time.monotonic()
     print("Building the pages ...", flush=True)
     with open(log, "w", encoding="utf-8") as stream:
@@ -72,7 +75,7 @@ def _jupyter_book(staged: Path, log: Path) -> bool:
             )
         except OSError as error:
             raise FusionError(f"jupyter-book could not be started ({error}); install the book extra.") from error
-    text = log.read_text(encoding="utf-8", errors="replace")
+    text = _COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace"))
     if done.returncode == 0:
         print(f"Built in {time.monotonic() - start:.0f} s.")
         return True

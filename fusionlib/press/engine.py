@@ -63,14 +63,6 @@ class ForkedKernel:
         if self.poll() is None:
             os.kill(self.pid, signum)
 
-    def kill_group(self) -> None:
-        """Kill it with all the processes it has started, at once."""
-        if self.poll() is None:
-            for kill in (os.killpg, os.kill):
-                # it may not be the leader of a group yet, or may just have ended
-                with contextlib.suppress(ProcessLookupError):
-                    kill(self.pid, signal.SIGKILL)
-
     def _reap(self, options: int) -> int | None:
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, options)
@@ -108,6 +100,7 @@ class FusionEngine(NBClientEngine):
         *,
         scratch: Path,
         forked: ForkedKernel | None = None,
+        on_manager: Callable[[AsyncKernelManager], None] = lambda manager: None,
         on_cell: Callable[[int, float], None] = lambda index, seconds: None,
         **kwargs: Any,
     ) -> Any:
@@ -118,10 +111,12 @@ class FusionEngine(NBClientEngine):
             kernel_name: name of the kernel's specification.
             scratch: a folder with a short path, for the connection file and sockets.
             forked: the process to use as the kernel; None starts an ordinary one.
+            on_manager: called with the kernel's manager before the kernel starts.
             on_cell: called before each cell with its index and the seconds since this call.
         """
         begun = time.monotonic()
         manager = make_manager(kernel_name, scratch, forked)
+        on_manager(manager)
         client = PapermillNotebookClient(
             nb_man, km=manager, timeout=None, startup_timeout=120, store_widget_state=False
         )
@@ -137,6 +132,18 @@ def make_manager(kernel_name: str, scratch: Path, forked: ForkedKernel | None) -
     if forked is not None:
         manager.provisioner = ForkProvisioner(forked, kernel_spec=manager.kernel_spec, parent=manager)
     return manager
+
+
+def kill_group(pid: int) -> None:
+    """Kill a kernel with all the processes it has started, at once."""
+    if hasattr(os, "killpg"):
+        for kill in (os.killpg, os.kill):
+            # it may not be the leader of a group yet, or may just have ended
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
+    else:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM)  # on Windows this ends the process at once
 
 
 def _become_kernel(orders: socket.socket, parent: int) -> NoReturn:

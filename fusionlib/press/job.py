@@ -46,6 +46,7 @@ class Job:
         self._begun = time.monotonic()
         if hasattr(signal, "SIGTERM"):
             signal.signal(signal.SIGTERM, lambda *_: self.abandon())
+        self._manager: Any = None
         self._forked: Any = None
         if fork:
             from fusionlib.press.engine import ForkedKernel
@@ -54,10 +55,18 @@ class Job:
 
     def abandon(self) -> NoReturn:
         """End this process and its kernel now, leaving nothing behind."""
-        if self._forked is not None:
-            self._forked.kill_group()
+        pid = self._kernel_pid()
+        if pid is not None:
+            from fusionlib.press.engine import kill_group
+
+            kill_group(pid)
         shutil.rmtree(self._scratch, ignore_errors=True)
         os._exit(143)
+
+    def _kernel_pid(self) -> int | None:
+        """The kernel's process while it runs."""
+        process = self._forked or getattr(getattr(self._manager, "provisioner", None), "process", None)
+        return process.pid if process is not None and process.poll() is None else None
 
     def run(self) -> None:
         """Execute the chapter and report; never raises."""
@@ -108,6 +117,7 @@ class Job:
                 autosave_cell_every=0,
                 scratch=self._scratch,
                 forked=self._forked,
+                on_manager=lambda manager: setattr(self, "_manager", manager),
                 on_cell=on_cell,
             )
         except PapermillExecutionError as error:
