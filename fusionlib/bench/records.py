@@ -164,7 +164,8 @@ def _records_in(path: Path) -> dict[str, Record]:
 def _parse(line: bytes, path: Path) -> Record:
     try:
         fields = json.loads(line)
-        fields["counts"] = {task: (correct, total) for task, (correct, total) in fields["counts"].items()}
+        # keys are sorted in the file; the tasks' own order is that of the tables' columns
+        fields["counts"] = {task: tuple(fields["counts"][task]) for task in fields["tasks"]}
         return Record(**{**fields, "tasks": tuple(fields["tasks"]), "needs": tuple(fields["needs"])})
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fusionlib.core import Record
+from fusionlib.core import ParameterError, Record
 
 Z = 1.959964  # 97.5 % point of the normal distribution: two-sided 95 %
 
@@ -70,12 +70,24 @@ class Row:
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """Groups records over seeds, in order of first appearance; of equal keys the last counts."""
-    unique = {record.key: record for record in records}
+    """Groups records over seeds, in order of first appearance; of one question and seed the last counts.
+
+    Raises: ParameterError, if one question and seed was put to different checkpoints.
+    """
+    unique: dict[tuple[str, int], Record] = {}
+    for record in records:
+        asked = _question(record), record.seed
+        before = unique.get(asked, record)
+        if before.provenance["suite"] != record.provenance["suite"]:
+            raise ParameterError(
+                f"two records of {record.method}, seed {record.seed}, were made with different checkpoints or data, "
+                "and one row cannot show both. Give load_suite another seed= for one, or leave one out."
+            )
+        unique[asked] = record
     ceilings = {_suite(r): r for r in unique.values() if r.method == "finetuned"}
     groups: dict[str, list[Record]] = {}
-    for record in unique.values():
-        groups.setdefault(_question(record), []).append(record)
+    for (question, _), record in unique.items():
+        groups.setdefault(question, []).append(record)
     return [Row(tuple(group), _normalized(group, ceilings)) for group in groups.values()]
 
 

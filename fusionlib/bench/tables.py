@@ -29,29 +29,29 @@ def by_task(records: Iterable[Record]) -> Table:
 
     References come first and do not compete; of the others the best of each column is bold, the second
     underlined. With one seed ± is half the 95 % interval of the average, with several the standard deviation.
+    Normalised accuracy needs the fine-tuned models' record; without it the column is left out.
     """
     ordered = _ordered(records)
+    normalized = any(row.normalized is not None for row in ordered)
     tasks = list(ordered[0].first.counts)
     competing = [None if row.first.method in REFERENCES else row for row in ordered]
-    marks = mark_best(
-        [
-            *([row and row.accuracy[task] for row in competing] for task in tasks),
-            [row and row.average for row in competing],
-            [row and row.normalized for row in competing],
-            [row and row.worst[1] for row in competing],
-        ]
-    )
+    columns = [[row and row.accuracy[task] for row in competing] for task in tasks]
+    columns.append([row and row.average for row in competing])
+    if normalized:
+        columns.append([row and row.normalized for row in competing])
+    marks = mark_best([*columns, [row and row.worst[1] for row in competing]])
     body = []
     for index, row in enumerate(ordered):
         texts = [
             *(_percent(row.accuracy[task]) for task in tasks),
             f"{_percent(row.average)} ± {_percent(row.spread)}",
-            _percent(row.normalized),
+            *([_percent(row.normalized)] if normalized else []),
             _percent(row.worst[1]),
         ]
         cells = [Cell(text, marks[column][index]) for column, text in enumerate(texts)]
         body.append([Cell(label(row.first), number=False), *cells])
-    return Table(["Method", *tasks, "Average", "Normalised", "Worst"], body, _rule(ordered), _note(ordered))
+    head = ["Method", *tasks, "Average", *(["Normalised"] if normalized else []), "Worst"]
+    return Table(head, body, _rule(ordered), _note(ordered))
 
 
 def leaderboard(records: Iterable[Record]) -> Table:
@@ -182,7 +182,17 @@ def _ordered(records: Iterable[Record]) -> list[Row]:
     found = rows(records)
     if not found:
         raise ParameterError("there are no records to show; run the method chapters (or fl.run) first.")
+    # where validation chose the defaults, one row says it all
+    chosen = [_setting(row) for row in found if row.first.selected_on]
+    found = [row for row in found if row.first.selected_on or _setting(row) not in chosen]
     return sorted(found, key=lambda row: [*REFERENCES, row.first.method].index(row.first.method))
+
+
+def _setting(row: Row) -> tuple:
+    """What was run, but not how it was chosen."""
+    first = row.first
+    suite = first.backbone, first.tasks, first.tuning, first.split, first.limit
+    return first.method, first.hyperparameters, suite, {record.seed for record in row.records}
 
 
 def _rule(ordered: list[Row]) -> list[int]:
