@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 import fusionlib
-from fusionlib import methods
+from fusionlib.core import FusionMethod, ParameterError
 
 REFERENCES = ("pretrained", "finetuned", "multitask")
 _PACKAGE = Path(fusionlib.__file__).parent
@@ -28,16 +29,29 @@ def digest(value: Any) -> str:
 
 
 @functools.cache
-def source_hash(method: str) -> str:
-    """Hash of the source that determines a method's counts: its file, ops, core and the evaluation.
+def source_hash(name: str) -> str:
+    """Hash of the source that determines the counts of a method or reference: its file, ops, core, the evaluation."""
+    own = [] if name in REFERENCES else [_PACKAGE / "methods" / f"{name}.py"]
+    return _hash_with_shared([path.read_text(encoding="utf-8") for path in own])
 
-    A method that is not in fusionlib/methods (a module of the user's) is hashed by its own file.
+
+def own_source_hash(method: FusionMethod) -> str:
+    """The same for a method of the user's: the source of its module, or of ``fuse`` if it is no module.
+
+    Raises: ParameterError, if there is no source to read.
     """
-    files = [*sorted((_PACKAGE / "ops").glob("*.py")), _PACKAGE / "core.py", _PACKAGE / "bench" / "evaluate.py"]
-    if method not in REFERENCES:
-        own = _PACKAGE / "methods" / f"{method}.py"
-        files.append(own if own.is_file() else Path(sys.modules[method].__file__ or ""))
-    return digest([[path.name, path.read_text(encoding="utf-8")] for path in files])
+    try:
+        return _hash_with_shared([inspect.getsource(method if isinstance(method, ModuleType) else method.fuse)])
+    except (OSError, TypeError) as error:
+        raise ParameterError(
+            f"the source of {method.card.name!r} can't be read ({error}), so its records could not be told from those "
+            "of another version. Put card and fuse in a file, and pass the imported module."
+        ) from error
+
+
+def _hash_with_shared(sources: list[str]) -> str:
+    shared = [*sorted((_PACKAGE / "ops").glob("*.py")), _PACKAGE / "core.py", _PACKAGE / "bench" / "evaluate.py"]
+    return digest([*([path.name, path.read_text(encoding="utf-8")] for path in shared), *sources])
 
 
 @functools.cache
@@ -47,12 +61,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "fusionlib": fusionlib.__version__, **packages}
 
 
-def provenance(method: str, fingerprint: str, device: torch.device) -> dict[str, Any]:
+def provenance(version: int, source: str, fingerprint: str, device: torch.device) -> dict[str, Any]:
     """Everything about a record that is neither its question nor its answer."""
-    known = method not in REFERENCES
     return {
-        "method_version": methods.get(method).card.version if known and method in methods.names() else 1,
-        "source": source_hash(method),
+        "method_version": version,
+        "source": source,
         "suite": fingerprint,
         "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",

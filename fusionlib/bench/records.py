@@ -63,16 +63,16 @@ def read(
     """Stored records, oldest first; None does not filter, except that ``limit=None`` means all examples.
 
     Args:
-        tasks: a named set, or task names in order.
+        tasks: a named set, or task names in order, embedded or your own.
         current: only what the present code and data would give: records made by the same source, and of
             each suite those with the checkpoints and data of its newest record.
     """
-    wanted = names.resolve_tasks(tasks)[0] if tasks is not None else None
+    wanted = names.resolve_tasks(tasks)[0] if isinstance(tasks, str) else tasks
     found = [
         record
         for record in _all()
         if (backbone is None or record.backbone == backbone)
-        and (wanted is None or record.tasks == wanted)
+        and (wanted is None or record.tasks == tuple(wanted))
         and (tuning is None or record.tuning == tuning)
         and (record.split, record.limit) == (split, limit)
     ]

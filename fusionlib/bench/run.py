@@ -19,9 +19,10 @@ from fusionlib import methods
 from fusionlib.bench import records
 from fusionlib.bench.evaluate import evaluate, evaluate_task
 from fusionlib.bench.measure import Measured
-from fusionlib.bench.provenance import digest, provenance, source_hash, versions
+from fusionlib.bench.provenance import REFERENCES, digest, own_source_hash, provenance, source_hash, versions
 from fusionlib.core import FusionMethod, ParameterError, Record, StateDict, suggest
 from fusionlib.ops.statedict import num_parameters
+from fusionlib.zoo.files import hash_tensors
 from fusionlib.zoo.suite import Suite
 
 Method = str | ModuleType | FusionMethod
@@ -91,7 +92,6 @@ def measured(
     """As ``run``, without a word: (record, whether it was read)."""
     known = methods.get(method)
     hyperparameters = complete(method, given)
-    card = known.card
 
     def measure(question: Record) -> Record:
         fusion = Measured(_fuser(known, suite, hyperparameters), suite.device)
@@ -109,13 +109,11 @@ def measured(
             peak_memory=fusion.peak_memory,
         )
 
-    name = card.name if card.name in methods.names() else getattr(known, "__name__", card.name)
-    question = _question(name, card.kind, suite, split, limit, selected_on, hyperparameters)
-    return _answer(dataclasses.replace(question, needs=tuple(sorted(card.needs))), measure)
+    return _answer(_question(known, suite, split, limit, selected_on, hyperparameters), measure)
 
 
 def references(suite: Suite, *, split: str = "test", limit: int | None = None) -> list[Record]:
-    """The bounds to compare with: ``pretrained``, ``finetuned`` and, where it was trained, ``multitask``.
+    """The bounds to compare with: ``pretrained`` and, where the suite has them, ``finetuned`` and ``multitask``.
 
     ``finetuned`` asks each task's own model. Its stored parameters count tensors that no fine-tune changed once.
     """
@@ -126,13 +124,14 @@ def references(suite: Suite, *, split: str = "test", limit: int | None = None) -
         return lambda: evaluate(suite.model(state), suite, split, limit=limit)
 
     def each_its_own() -> dict[str, tuple[int, int]]:
-        models = {task: suite.model(state) for task, state in suite.finetuned.items()}
-        return {task: evaluate_task(model, suite, task, split, limit=limit) for task, model in models.items()}
+        own = suite.finetuned.items()
+        return {task: evaluate_task(suite.model(state), suite, task, split, limit=limit) for task, state in own}
 
     asked: list[tuple[str, Callable[[], dict[str, tuple[int, int]]], int]] = [
-        ("pretrained", whole(suite.pretrained), single),
-        ("finetuned", each_its_own, single + changed),
+        ("pretrained", whole(suite.pretrained), single)
     ]
+    if suite.finetuned:
+        asked.append(("finetuned", each_its_own, single + changed))
     if suite.multitask is not None:
         asked.append(("multitask", whole(suite.multitask), single))
 
@@ -148,7 +147,7 @@ def references(suite: Suite, *, split: str = "test", limit: int | None = None) -
                 evaluation_seconds=time.perf_counter() - start,
             )
 
-        return _answer(_question(name, "reference", suite, split, limit, None, {}), measure)[0]
+        return _answer(_question(name, suite, split, limit, None, {}), measure)[0]
 
     return [answer(*question) for question in asked]
 
@@ -171,7 +170,27 @@ def complete(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     missing = [n for n, p in takes.items() if p.default is inspect.Parameter.empty and n not in given]
     if missing:
         raise ParameterError(f"{title} needs a value for {', '.join(map(repr, missing))}, which has no default.")
-    return {name: given.get(name, parameter.default) for name, parameter in takes.items()}
+    defaults = {name: parameter.default for name, parameter in takes.items()}
+    return {name: _as_default(given.get(name, default), default) for name, default in defaults.items()}
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """1 where the default is 1.0 is the same question, and so must be the same number."""
+    return float(value) if type(value) is int and isinstance(default, float) else value
+
+
+def _name(method: FusionMethod) -> str:
+    """The name that records of the method carry: that of its file; ParameterError where two would share one."""
+    name = method.card.name
+    if name in methods.names() and methods.get(name) is method:
+        return name
+    own = getattr(method, "__name__", name)
+    if own in (*methods.names(), *REFERENCES):
+        raise ParameterError(
+            f"{own!r} is a name that fusionlib itself uses, and this is another method. Give its file (or, if it has "
+            "none, its card) another name, so that their records can be told apart."
+        )
+    return own
 
 
 def _fuser(
@@ -195,23 +214,30 @@ def _as_model(fused: StateDict | nn.Module, suite: Suite) -> nn.Module:
 
 
 def _question(
-    name: str,
-    kind: str,
+    asked_of: FusionMethod | str,
     suite: Suite,
     split: str,
     limit: int | None,
     selected_on: str | None,
     hyperparameters: Mapping[str, Any],
 ) -> Record:
-    """A record without an answer; its key is the hash of everything that determines the counts."""
+    """A record without an answer, of a method or a reference; its key hashes everything that determines the counts."""
+    if isinstance(asked_of, str):
+        card, name, source = None, asked_of, source_hash(asked_of)
+    else:
+        card, name = asked_of.card, _name(asked_of)
+        source = source_hash(name) if name in methods.names() else own_source_hash(asked_of)
     values = records.json_value(dict(hyperparameters))
     spec = suite.spec
     asked = [name, values, spec.backbone, spec.tasks, spec.tuning, spec.seed, split, limit, selected_on]
-    determined_by = [source_hash(name), suite.fingerprint, versions(), suite.device.type]
+    determined_by = [source, suite.fingerprint, versions(), suite.device.type]
+    if name == "multitask" and suite.multitask is not None:
+        # No fusion reads the jointly trained weights, so the suite's fingerprint leaves them out.
+        determined_by.append(hash_tensors(suite.multitask))
     return Record(
         key=digest([asked, determined_by]),
         method=name,
-        kind=kind,
+        kind="reference" if card is None else card.kind,
         hyperparameters=values,
         backbone=spec.backbone,
         tasks=spec.tasks,
@@ -221,13 +247,13 @@ def _question(
         limit=limit,
         counts={},
         selected_on=selected_on,
-        needs=(),
+        needs=() if card is None else tuple(sorted(card.needs)),
         stored_parameters=0,
         active_parameters=0,
         fusion_seconds=0.0,
         evaluation_seconds=0.0,
         peak_memory=None,
-        provenance=provenance(name, suite.fingerprint, suite.device),
+        provenance=provenance(1 if card is None else card.version, source, suite.fingerprint, suite.device),
     )
 
 
