@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from fusionlib import methods
 from fusionlib.bench.provenance import REFERENCES, digest, source_hash
-from fusionlib.core import CheckpointError, Record
+from fusionlib.core import CheckpointError, ParameterError, Record
 from fusionlib.zoo import names
 from fusionlib.zoo.files import home
 
@@ -98,10 +98,22 @@ def uses_defaults(record: Record) -> bool:
 
 
 def json_value(value: Any) -> Any:
-    """The value as it will come back from JSON: tuples become lists, numpy and torch scalars numbers."""
+    """The value as it will come back from JSON: tuples become lists, numpy and torch scalars numbers.
+
+    Raises: ParameterError for what JSON has no word for.
+    """
     if value is inspect.Parameter.empty:
         return "required"
-    return json.loads(json.dumps(value, default=lambda other: other.tolist()))
+    return json.loads(json.dumps(value, default=_numbers))
+
+
+def _numbers(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        raise ParameterError(
+            f"{value!r} can't be kept in a record: a hyper-parameter is a number, a string, True, False or None, or a "
+            "list or mapping of these."
+        )
+    return value.tolist()
 
 
 def _current(records: Iterable[Record]) -> list[Record]:

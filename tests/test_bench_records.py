@@ -1,0 +1,210 @@
+"""The store: append-only lines that survive killed writers, several writers and hand-made edits."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench_helpers import make_record, toy_suite
+
+import fusionlib as fl
+from fusionlib.bench import records
+from fusionlib.bench.provenance import source_hash
+from fusionlib.core import CheckpointError, ParameterError, UnknownName
+
+APPENDER = """
+import sys
+from bench_helpers import make_record
+from fusionlib.bench import records
+print("ready", flush=True)
+sys.stdin.readline()
+for index in range(40):
+    records.append(make_record(key=f"{sys.argv[1]}-{index}"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)  # outside of a project, whose committed records would be read too
+
+
+def stored(**changes):
+    """A record as the present code would make it."""
+    method = changes.get("method", "task_arithmetic")
+    known = {"suite": "f0", "source": source_hash(method), "created": "2026-01-01T00:00:00+00:00"}
+    return make_record(**{**changes, "provenance": {**known, **changes.get("provenance", {})}})
+
+
+def store(*made):
+    for record in made:
+        records.append(record)
+    return made
+
+
+def file():
+    (path,) = records.folder().glob("*.jsonl")
+    return path
+
+
+def test_round_trip_of_raw_counts():
+    counts = {"b": (7, 9), "a": (1, 3)}
+    record = stored(counts=counts, hyperparameters={"scale": [0.1, 0.30000000000000004]}, needs=("labels",))
+    store(record)
+    line = json.loads(file().read_text())
+    assert line["counts"] == {"a": [1, 3], "b": [7, 9]} and line["fusion_seconds"] == 0.5
+    assert not any("accuracy" in name or "average" in name for name in line)
+    (back,) = records.read()
+    assert back == record and list(back.counts) == ["b", "a"]
+    assert records.find(record.key, record) == record
+    assert records.find("other", record) is None
+
+
+def test_lines_are_only_added():
+    store(stored(key="1"))
+    before = file().read_bytes()
+    store(stored(key="2"), stored(key="3"))
+    assert file().read_bytes().startswith(before) and file().read_text().count("\n") == 3
+    assert [record.key for record in records.read()] == ["1", "2", "3"]
+
+
+def test_a_file_per_suite_with_a_readable_name():
+    store(stored(), stored(tuning="lora"), stored(backbone="/models/my clip"), stored(tasks=("b", "a")))
+    names = sorted(path.name for path in records.folder().glob("*.jsonl"))
+    assert len(names) == 4 and names[0].startswith("my-clip-2-tasks-full-")
+
+
+def test_a_torn_last_line_is_no_record_and_is_set_aside(caplog):
+    store(stored(key="1"))
+    with open(file(), "ab") as handle:
+        handle.write(b'{"key": "half')
+    assert [record.key for record in records.read()] == ["1"]
+    store(stored(key="2"))
+    assert [json.loads(line)["key"] for line in file().read_text().splitlines()] == ["1", "2"]
+    assert [record.key for record in records.read()] == ["1", "2"]
+    assert file().with_suffix(".torn").read_text() == '{"key": "half\n'
+    assert "a half-written record" in caplog.text
+
+
+def test_a_torn_only_line():
+    store(stored(key="1"))
+    file().write_bytes(file().read_bytes()[:-1])
+    records._read.clear()
+    assert records.read() == []
+    store(stored(key="2"))
+    assert [record.key for record in records.read()] == ["2"]
+
+
+def test_several_processes_lose_nothing():
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{APPENDER}"]
+    writers = [
+        subprocess.Popen([*command, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in range(3)
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.communicate("go\n", timeout=60)
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    found = [record.key for record in records.read(current=False)]
+    assert sorted(found) == sorted(f"{n}-{index}" for n in range(3) for index in range(40))
+
+
+@pytest.mark.parametrize("line", ["{oops", "{}", "[1]", '{"counts": {"a": 1}, "tasks": ["a"]}'])
+def test_a_line_edited_by_hand_is_named(line):
+    store(stored(key="1"), stored(key="2"))
+    first, last = file().read_text().splitlines()
+    file().write_text(f"{first}\n{line}\n{last}\n")
+    records._read.clear()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"\.jsonl holds a line that is no record .*Delete that line"):
+            records.read()
+    file().write_text(f"{first}\n{last}\n")
+    assert [record.key for record in records.read()] == ["1", "2"]
+
+
+def test_a_deleted_file_is_measured_again():
+    first = fl.run("task_arithmetic", toy_suite())
+    file().unlink()
+    assert records.read() == []
+    again = fl.run("task_arithmetic", toy_suite())
+    assert again.key == first.key and len(records.read()) == 1
+
+
+def test_filters():
+    made = store(
+        stored(),
+        stored(split="val"),
+        stored(limit=5),
+        stored(tuning="lora"),
+        stored(backbone="other"),
+        stored(tasks=("b", "a")),
+    )
+
+    def which(**options):
+        return sorted(made.index(record) for record in records.read(**options))
+
+    assert which() == [0, 3, 4, 5]
+    assert which(split="val") == [1] and which(limit=5) == [2]
+    assert which(tuning="full") == [0, 4, 5] and which(backbone="toy") == [0, 3, 5]
+    assert which(tasks=["a", "b"]) == [0, 3, 4] and which(tasks=("b", "a")) == [5] and which(tasks="tiny8") == []
+    with pytest.raises(UnknownName, match=r"no set of tasks is called 'tiny9'. Did you mean 'tiny8'\?"):
+        records.read(tasks="tiny9")
+
+
+def test_oldest_first():
+    store(*(stored(key=year, provenance={"created": f"{year}-01-01T00:00:00+00:00"}) for year in ("2027", "2025")))
+    assert [record.key for record in records.read()] == ["2025", "2027"]
+
+
+def test_current_is_this_code_and_the_newest_checkpoints():
+    later = {"created": "2026-02-01T00:00:00+00:00"}
+    store(
+        stored(key="edited since", provenance={"source": "old"}),
+        stored(key="older checkpoints"),
+        stored(key="newer checkpoints", provenance={"suite": "f1", **later}),
+        stored(key="another seed", seed=1),
+        dataclasses.replace(stored(key="a method that is gone"), method="no_longer_there"),
+    )
+    assert [record.key for record in records.read()] == ["another seed", "newer checkpoints"]
+    assert len(records.read(current=False)) == 5
+
+
+def test_committed_records_of_a_project(tmp_path, monkeypatch):
+    store(stored(key="made elsewhere"))
+    committed = tmp_path / "project" / "book" / "records"
+    committed.mkdir(parents=True)
+    (tmp_path / "project" / "_config.yml").touch()
+    file().rename(committed / "gpu.jsonl")
+    assert records.read() == []
+    monkeypatch.chdir(committed.parent)
+    (record,) = records.read()
+    assert record.key == "made elsewhere" and record.provenance["origin"] == "committed"
+
+
+def test_comparable_leaves_trials_on_test_data_out():
+    made = {
+        "reference": stored(method="pretrained"),
+        "default": stored(),
+        "tuned": stored(hyperparameters={"scale": 0.9}, selected_on="val"),
+        "trial": stored(hyperparameters={"scale": 0.9}),
+        "no default": stored(method="weighted_average", hyperparameters={"weights": [1, 1], "normalize": True}),
+        "unknown": make_record("theirs"),
+    }
+    shown = records.comparable(made.values())
+    assert [name for name, record in made.items() if record in shown] == ["reference", "default", "tuned"]
+
+
+def test_json_values():
+    import numpy as np
+    import torch
+
+    given = {"a": (1, 2.5), "b": np.float64(0.5), "c": torch.tensor([1.0, 2.0]), "d": None, "e": "sum"}
+    assert records.json_value(given) == {"a": [1, 2.5], "b": 0.5, "c": [1.0, 2.0], "d": None, "e": "sum"}
+
+
+def test_a_value_that_is_no_json_is_refused():
+    with pytest.raises(ParameterError, match=r"{0\.3} can't be kept in a record: a hyper-parameter is a number"):
+        fl.run("task_arithmetic", toy_suite(), scale={0.3})
