@@ -75,10 +75,24 @@ def test_rows_are_separate_questions_in_order_of_appearance():
         make_record("simple_average", seed=1),
         make_record(hyperparameters={"scale": 0.4}),
         make_record(hyperparameters={"scale": 0.4}, selected_on="val"),
-        make_record("simple_average", split="val"),
     ]
-    assert [len(row.records) for row in rows(made)] == [2, 1, 1, 1, 1]
-    assert [row.first for row in rows(made)] == [made[0], made[1], made[3], made[4], made[5]]
+    assert [len(row.records) for row in rows(made)] == [2, 1, 1, 1]
+    assert [row.first for row in rows(made)] == [made[0], made[1], made[3], made[4]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "val"}, r"one value of split, but these have 'test' and 'val'.*r.split == 'test'\]"),
+        ({"limit": 5}, "one value of limit, but these have None and 5"),
+        ({"backbone": "other"}, "one value of backbone, but these have 'toy' and 'other'"),
+        ({"tuning": "lora"}, "one value of tuning, but these have 'full' and 'lora'"),
+        ({"counts": {"a": (1, 2)}}, "one value of tasks, but these have"),
+    ],
+)
+def test_what_is_not_comparable_is_refused(changes, message):
+    with pytest.raises(ParameterError, match=message):
+        rows([make_record("simple_average"), make_record("finetuned", seed=1), make_record(**changes)])
 
 
 def test_measured_again_on_another_device_is_not_another_seed():

@@ -72,19 +72,21 @@ class Row:
 def rows(records: Iterable[Record]) -> list[Row]:
     """Groups records over seeds, in order of first appearance; of one question and seed the last counts.
 
-    Raises: ParameterError, if one question and seed was put to different checkpoints.
+    Raises: ParameterError, if the records differ in what they were measured on, so that their numbers are not
+        comparable, or if one question and seed was put to different checkpoints.
     """
     unique: dict[tuple[str, int], Record] = {}
     for record in records:
         asked = _question(record), record.seed
         before = unique.get(asked, record)
+        _check_measured_on_the_same(next(iter(unique.values()), record), record)
         if before.provenance["suite"] != record.provenance["suite"]:
             raise ParameterError(
                 f"two records of {record.method}, seed {record.seed}, were made with different checkpoints or data, "
                 "and one row cannot show both. Give load_suite another seed= for one, or leave one out."
             )
         unique[asked] = record
-    ceilings = {_suite(r): r for r in unique.values() if r.method == "finetuned"}
+    ceilings = {r.seed: r for r in unique.values() if r.method == "finetuned"}
     groups: dict[str, list[Record]] = {}
     for (question, _), record in unique.items():
         groups.setdefault(question, []).append(record)
@@ -97,8 +99,8 @@ def normalized_accuracy(record: Record, finetuned: Record) -> dict[str, float]:
     return {task: value / ceiling[task] if ceiling[task] else 1.0 for task, value in record.accuracy.items()}
 
 
-def _normalized(group: Sequence[Record], ceilings: dict[tuple, Record]) -> float | None:
-    found = [ceilings.get(_suite(record)) for record in group]
+def _normalized(group: Sequence[Record], ceilings: dict[int, Record]) -> float | None:
+    found = [ceilings.get(record.seed) for record in group]
     if any(ceiling is None for ceiling in found):
         return None
     return statistics.fmean(
@@ -108,10 +110,15 @@ def _normalized(group: Sequence[Record], ceilings: dict[tuple, Record]) -> float
     )
 
 
-def _suite(record: Record) -> tuple:
-    return record.backbone, record.tasks, record.tuning, record.seed, record.split, record.limit
+def _check_measured_on_the_same(first: Record, other: Record) -> None:
+    for name in ("backbone", "tasks", "tuning", "split", "limit"):
+        one, two = getattr(first, name), getattr(other, name)
+        if one != two:
+            raise ParameterError(
+                f"a table or figure shows records with one value of {name}, but these have {one!r} and {two!r}. "
+                f"Choose some: [r for r in records if r.{name} == {one!r}]."
+            )
 
 
 def _question(record: Record) -> str:
-    asked = [record.method, record.hyperparameters, record.selected_on, record.backbone, record.tasks]
-    return json.dumps([*asked, record.tuning, record.split, record.limit], sort_keys=True)
+    return json.dumps([record.method, record.hyperparameters, record.selected_on], sort_keys=True)
