@@ -28,6 +28,14 @@ def test_wilson(correct, total, interval):
     assert wilson(correct, total) == pytest.approx(interval, abs=2e-6)
 
 
+def test_wilson_holds_the_proportion_itself():
+    for total in range(1, 200):
+        for correct in (0, 1, total // 2, total):
+            low, high = wilson(correct, total)
+            assert 0 <= low <= correct / total <= high <= 1
+        assert wilson(total, total)[1] == 1.0
+
+
 def test_half_width_of_the_average():
     # (0.8 * 0.2 / 100 + 0.5 * 0.5 / 400) / 4 = (0.0016 + 0.000625) / 4 = 0.00055625; its root is 0.02358495
     record = make_record(counts={"a": (80, 100), "b": (200, 400)})

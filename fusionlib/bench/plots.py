@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fusionlib.bench.provenance import REFERENCES
-from fusionlib.bench.scores import Row, average_half_width, rows, wilson
+from fusionlib.bench.scores import Row, rows, wilson
 from fusionlib.bench.style import COLOURS, GREY, SIZES, colour, marker, use_style
 from fusionlib.bench.tables import label, title
-from fusionlib.core import ParameterError, Record
+from fusionlib.core import ParameterError, Record, suggest
 
 __all__ = ["COLOURS", "dots", "heatmap", "sweep", "tradeoff", "use_style"]
 
@@ -30,29 +30,32 @@ def sweep(
     """Average accuracy over one hyper-parameter with its 95 % band, or a heat map over two.
 
     Args:
-        records: from ``fl.sweep``.
+        records: from ``fl.sweep``; with several seeds their mean is drawn, and the band is a standard deviation.
         x: hyper-parameter on the horizontal axis.
         y: a second one for a heat map.
         mark: value of ``x`` to mark, such as the paper's.
         references: records whose averages are drawn as horizontal lines.
         ax: where to draw, if not in a new figure.
+    Raises: ParameterError, for no records, or if they differ in more than ``x`` and ``y``.
     """
+    found = _swept(records, [x] if y is None else [x, y])
     if y is not None:
-        return _sweep_map(records, x, y)
+        return _sweep_map(found, x, y)
     fig, ax = _axes(ax)
-    points = sorted(records, key=lambda record: record.hyperparameters[x])
-    values = [record.hyperparameters[x] for record in points]
-    centre = [100 * record.average for record in points]
-    half = [100 * average_half_width(record) for record in points]
-    hue = colour(points[0].kind)
-    low, high = [c - h for c, h in zip(centre, half, strict=True)], [c + h for c, h in zip(centre, half, strict=True)]
+    points = sorted(found, key=lambda row: row.first.hyperparameters[x])
+    first = points[0].first
+    values = [row.first.hyperparameters[x] for row in points]
+    low = [100 * (row.average - row.spread) for row in points]
+    high = [100 * (row.average + row.spread) for row in points]
+    hue = colour(first.kind)
     ax.fill_between(values, low, high, color=hue, alpha=0.18, lw=0)
-    ax.plot(values, centre, color=hue, marker=marker(points[0].method), label=title(points[0].method))
-    for record in references:
-        ax.axhline(100 * record.average, color=GREY, lw=1, ls="--")
+    centre = [100 * row.average for row in points]
+    ax.plot(values, centre, color=hue, marker=marker(first.method), label=title(first.method))
+    for row in rows(references):
+        ax.axhline(100 * row.average, color=GREY, lw=1, ls="--")
         ax.annotate(
-            title(record.method).split(" (")[0],
-            (1, 100 * record.average),
+            title(row.first.method).split(" (")[0],
+            (1, 100 * row.average),
             xycoords=("axes fraction", "data"),
             xytext=(-2, 3),
             textcoords="offset points",
@@ -61,17 +64,39 @@ def sweep(
         )
     if mark is not None:
         ax.axvline(mark, color=GREY, lw=1, ls=":")
-    ax.set(xlabel=x, ylabel=f"average accuracy, {points[0].split} (%)")
+    ax.set(xlabel=x, ylabel=f"average accuracy, {first.split} (%)")
     return fig
 
 
-def _sweep_map(records: Sequence[Record], x: str, y: str) -> Figure:
-    across = sorted({record.hyperparameters[x] for record in records})
-    down = sorted({record.hyperparameters[y] for record in records})
-    found = {(r.hyperparameters[y], r.hyperparameters[x]): 100 * r.average for r in records}
-    matrix = [[found.get((row, column), float("nan")) for column in across] for row in down]
-    names = [f"{value:g}" for value in down]
-    return heatmap(matrix, names, columns=[f"{value:g}" for value in across], x_label=x, y_label=y, diverging=False)
+def _swept(records: Iterable[Record], over: Sequence[str]) -> list[Row]:
+    found = _bounds_first(rows(records))
+    for row in found:
+        for name in over:
+            if name not in row.first.hyperparameters:
+                raise ParameterError(
+                    f"{row.first.method} has no hyper-parameter {name!r}.{suggest(name, row.first.hyperparameters)}"
+                )
+    fixed = [{n: v for n, v in row.first.hyperparameters.items() if n not in over} for row in found]
+    differ = sorted(name for name in fixed[0] if any(other.get(name) != fixed[0][name] for other in fixed))
+    if differ or len({row.first.method for row in found}) > 1:
+        raise ParameterError(
+            f"the records of one sweep differ in {' and '.join(over)} alone, but these differ in "
+            f"{', '.join(differ) or 'their method'} too. Draw one sweep at a time."
+        )
+    return found
+
+
+def _sweep_map(found: Sequence[Row], x: str, y: str) -> Figure:
+    across = sorted({row.first.hyperparameters[x] for row in found})
+    down = sorted({row.first.hyperparameters[y] for row in found})
+    average = {(row.first.hyperparameters[y], row.first.hyperparameters[x]): 100 * row.average for row in found}
+    matrix = [[average.get((row, column), float("nan")) for column in across] for row in down]
+    names = [_short(value) for value in down]
+    return heatmap(matrix, names, columns=[_short(value) for value in across], x_label=x, y_label=y, diverging=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def heatmap(

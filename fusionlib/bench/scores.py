@@ -16,7 +16,9 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927), which stays within [0, 1] and is right for small counts too."""
     p, z2 = correct / total, Z * Z / total
     centre, spread = p + z2 / 2, Z * (p * (1 - p) / total + z2 / (4 * total)) ** 0.5
-    return max(0.0, (centre - spread) / (1 + z2)), min(1.0, (centre + spread) / (1 + z2))
+    # the ends of the interval are exact there, which floating point misses by a bit
+    low = 0.0 if correct == 0 else (centre - spread) / (1 + z2)
+    return low, 1.0 if correct == total else (centre + spread) / (1 + z2)
 
 
 def average_half_width(record: Record) -> float:
