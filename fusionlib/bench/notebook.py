@@ -45,5 +45,5 @@ def check_parameters() -> None:
 
 
 def _assigned(source: str) -> list[str]:
-    targets = [t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    nodes = (node for statement in ast.parse(source).body for node in ast.walk(statement))
+    return [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]

@@ -58,8 +58,8 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         marks = {"best": "**{}**", "second": "*{}*", "": "{}"}
-        lines = ["| " + " | ".join(self.columns) + " |", "|" + " --- |" * len(self.columns)]
-        lines += ["| " + " | ".join(marks[c.mark].format(c.text) for c in row) + " |" for row in self.rows]
+        lines = ["| " + " | ".join(map(_markdown, self.columns)) + " |", "|" + " --- |" * len(self.columns)]
+        lines += ["| " + " | ".join(marks[c.mark].format(_markdown(c.text)) for c in row) + " |" for row in self.rows]
         return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
 
     def to_frame(self) -> pd.DataFrame:
@@ -110,6 +110,10 @@ def mark_best(columns: Sequence[Sequence[float | None]]) -> list[list[str]]:
         names = dict(zip(distinct, ("best", "second"), strict=False)) if len(distinct) > 1 else {}
         marks.append([names.get(round(v, 6), "") if v is not None else "" for v in values])
     return marks
+
+
+def _markdown(text: str) -> str:
+    return escape(text, quote=False).replace("|", "\\|")
 
 
 def _html(cell: Cell) -> str:

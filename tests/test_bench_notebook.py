@@ -1,0 +1,87 @@
+"""The guard against misspelt parameters and the numbers for prose, in an IPython shell and outside of one."""
+
+import pytest
+
+import fusionlib as fl
+from fusionlib.core import ParameterError
+
+OWN = 'backbone = "tiny-clip"  # a name\nscale: float = 0.3\ndensity = 0.2\nlow, high = 0, 1\n'
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+
+@pytest.fixture
+def shell():
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    made = InteractiveShell.instance(config=config)
+    yield made
+    made.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
+def after(shell, *cells):
+    """Runs the cells as a notebook would, then the check."""
+    for cell in (*cells, "import fusionlib as fl\nfl.check_parameters()"):
+        result = shell.run_cell(cell, store_history=True)
+        if result.error_in_exec is not None:
+            raise result.error_in_exec
+
+
+@pytest.mark.parametrize(
+    "injected",
+    [
+        "# Parameters\nscale = 0.4\n",
+        '# Parameters\nbackbone = "other"\ndensity = 0.1\nlow = 0.5\n',
+        "# Parameters\n",
+        "scael = 1  # a cell of the reader's own",
+    ],
+)
+def test_what_the_chapter_has_passes(shell, injected):
+    after(shell, "import math", OWN, injected)
+
+
+def test_a_chapter_without_injected_parameters_passes(shell):
+    after(shell, OWN)
+    fl.check_parameters()
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("# Parameters\nscael = 0.4\n", r"this chapter has no parameter 'scael'\. Did you mean 'scale'\?"),
+        ("# Parameters\nscale = 0.4\nbatch = 1\n", r"no parameter 'batch'\. Allowed: backbone, density, high, low"),
+    ],
+)
+def test_what_the_chapter_does_not_have_is_refused(shell, capsys, injected, message):
+    with pytest.raises(ParameterError, match=message):
+        after(shell, "import math", OWN, injected)
+    assert "ParameterError" in capsys.readouterr().out
+
+
+def test_outside_of_a_notebook_nothing_is_checked():
+    fl.check_parameters()
+
+
+def test_glue_stores_a_number_for_prose_and_shows_nothing(monkeypatch):
+    published = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: published.append((data, options)))
+    fl.glue("best", 0.71849, "{:.1%}")
+    fl.glue("name", "TIES")
+    first, second = published
+    assert first == (
+        {"application/papermill.record/text/plain": "71.8%"},
+        {
+            "raw": True,
+            "metadata": {"scrapbook": {"name": "best", "mime_prefix": "application/papermill.record/"}},
+        },
+    )
+    # no other kind of data, which a front end would show
+    assert second[0] == {"application/papermill.record/text/plain": "TIES"}
