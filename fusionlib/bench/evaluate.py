@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -12,7 +14,12 @@ BATCH_SIZE = 256
 
 
 def evaluate(
-    model: nn.Module, suite: Suite, split: str = "test", *, limit: int | None = None
+    model: nn.Module,
+    suite: Suite,
+    split: str = "test",
+    *,
+    tasks: Sequence[str] | None = None,
+    limit: int | None = None,
 ) -> dict[str, tuple[int, int]]:
     """How many examples of every task the model classifies correctly, under the head of each task.
 
@@ -20,10 +27,13 @@ def evaluate(
         model: a backbone or an ensemble, on the suite's device. It need not come from this suite: the tasks
             of another suite are unseen tasks.
         split: "train", "val" or "test".
+        tasks: which tasks of the suite; None means all.
         limit: only the first examples of each task; None means all.
-    Returns: task -> (correct, total), in the suite's order.
+    Returns: task -> (correct, total), in the order of ``tasks``.
+    Raises: UnknownName, if the suite has no such task.
     """
-    return {task: evaluate_task(model, suite, task, split, limit=limit) for task in suite.spec.tasks}
+    chosen = suite.spec.tasks if tasks is None else [suite.task(name).name for name in tasks]
+    return {task: evaluate_task(model, suite, task, split, limit=limit) for task in chosen}
 
 
 @torch.inference_mode()

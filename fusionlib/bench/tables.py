@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fusionlib import methods
@@ -127,6 +127,16 @@ def fact_box(method: Method) -> Facts:
         ("Call", f"fusionlib.methods.{card.name}.fuse"),
     ]
     return Facts(card.title, facts)
+
+
+def plain(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Any values in the look of the book's tables: the first column names the rows, numbers are set flush right."""
+    body = []
+    for row in rows:
+        numbers = [isinstance(value, int | float) for value in row]
+        texts = [f"{value:,}" if isinstance(value, int) else _value(value) for value in row]
+        body.append([Cell(text, number=number) for text, number in zip(texts, numbers, strict=True)])
+    return Table(columns, body)
 
 
 def half_width(record: Record) -> float:
