@@ -4,10 +4,12 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from bench_helpers import make_record, toy_suite
+from filelock import FileLock
 
 import fusionlib as fl
 from fusionlib.bench import records
@@ -112,6 +114,17 @@ def test_several_processes_lose_nothing():
     assert sorted(found) == sorted(f"{n}-{index}" for n in range(2) for index in range(40))
 
 
+def test_one_writer_at_a_time():
+    store(stored(key="1"))
+    writer = threading.Thread(target=store, args=[stored(key="2")])
+    with FileLock(f"{file()}.lock"):
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive() and len(records.read()) == 1
+    writer.join(10)
+    assert len(records.read()) == 2
+
+
 @pytest.mark.parametrize("line", ["{oops", "{}", "[1]", '{"counts": {"a": 1}, "tasks": ["a"]}'])
 def test_a_line_edited_by_hand_is_named(line):
     store(stored(key="1"), stored(key="2"))
@@ -127,6 +140,7 @@ def test_a_line_edited_by_hand_is_named(line):
 
 def test_a_deleted_file_is_measured_again():
     first = fl.run("task_arithmetic", toy_suite())
+    assert len(records.read()) == 1
     file().unlink()
     assert records.read() == []
     again = fl.run("task_arithmetic", toy_suite())
