@@ -1,5 +1,7 @@
 """Counting: on models whose answers are known, and against a loop over the pictures one by one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from bench_helpers import at, toy_suite
@@ -7,7 +9,7 @@ from bench_helpers import at, toy_suite
 import fusionlib as fl
 from fusionlib.bench.evaluate import evaluate, evaluate_task
 from fusionlib.bench.measure import Measured
-from fusionlib.core import ParameterError
+from fusionlib.core import ParameterError, UnknownName
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,14 @@ def test_tasks_come_in_the_order_of_the_suite():
     turned = toy_suite(spec=type(suite.spec)("toy", ("b", "a"), None, "full", 0))
     assert list(evaluate(suite.model(), suite)) == ["a", "b"]
     assert list(evaluate(turned.model(), turned)) == ["b", "a"]
+
+
+def test_chosen_tasks_in_the_order_asked_for():
+    suite = toy_suite(tasks=(SimpleNamespace(name="a"), SimpleNamespace(name="b")))
+    assert list(evaluate(suite.model(), suite, tasks=["b", "a"]).items()) == [("b", (2, 5)), ("a", (3, 4))]
+    assert evaluate(suite.model(), suite, tasks=["b"], limit=2) == {"b": (1, 2)}
+    with pytest.raises(UnknownName, match="the suite has no task 'c'"):
+        evaluate(suite.model(), suite, tasks=["c"])
 
 
 def test_a_model_is_evaluated_in_evaluation_mode_and_without_gradients():

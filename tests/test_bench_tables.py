@@ -1,6 +1,8 @@
 """Tables: their numbers, what is marked as best, and that names are only ever text."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from bench_helpers import make_record, parse_table, toy_suite
@@ -101,6 +103,16 @@ def test_defaults_that_validation_chose_are_one_row():
     ]
 
 
+def test_how_hyper_parameters_were_chosen():
+    made = [make_record(hyperparameters={"scale": scale}) for scale in (0.3, 0.9)]
+    texts, _, _ = parse_table(tables.leaderboard([*made, make_record("mine", hyperparameters={"scale": 1})]))
+    assert {row["Hyper-parameters"]: row["Chosen"] for row in texts} == {
+        "scale 0.3": "defaults",
+        "scale 0.9": "given",
+        "scale 1": "given",
+    }
+
+
 def test_tables_of_a_run():
     suite = toy_suite()
     made = [*fl.references(suite), fl.run("simple_average", suite), fl.run("simple_ensemble", suite)]
@@ -134,6 +146,14 @@ def test_names_are_text():
     assert seen[0][1]["aria-label"] == f'Facts about " {EVIL}'
 
 
+def test_plain():
+    table = tables.plain(["what", "how many", "how much"], [["numbers", 12345, 0.12345], [EVIL, 1, 2.0]])
+    texts, _, tags = parse_table(table)
+    assert texts[0] == {"what": "numbers", "how many": "12,345", "how much": "0.123"}
+    assert texts[1]["what"] == EVIL and "script" not in tags
+    assert [cell.number for cell in table.rows[0]] == [False, True, True]
+
+
 def test_cards_have_a_row_per_method():
     texts, _, _ = parse_table(tables.cards())
     assert [row["Method"] for row in texts] == [methods.get(name).card.title for name in methods.names()]
@@ -154,6 +174,8 @@ def test_fact_box():
     assert facts["Hyper-parameters"] == "weights = required, normalize = True"
     assert facts["Order of models"] == "matters" and facts["Works on"] == "each number by itself"
     assert facts["Call"] == "fusionlib.methods.weighted_average.fuse"
+    mine = SimpleNamespace(card=replace(methods.get("ties_merging").card, name="mine"), fuse=lambda p, f, *, k=2: p)
+    assert dict(tables.fact_box(mine).facts)["Hyper-parameters"] == "k = 2"
     ensemble = tables.fact_box(methods.get("simple_ensemble"))
     assert dict(ensemble.facts)["Works on"] == "outputs, not weights" and ensemble.title == "Simple Ensemble"
     assert str(ensemble).splitlines()[:2] == ["Simple Ensemble", "  Kind: ensemble"]

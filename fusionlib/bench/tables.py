@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionlib import methods
 from fusionlib.bench.provenance import REFERENCES
-from fusionlib.bench.records import json_value
+from fusionlib.bench.records import json_value, uses_defaults
 from fusionlib.bench.run import Method
 from fusionlib.bench.scores import Row, average_half_width, rows
 from fusionlib.bench.table import Cell, Facts, Table, mark_best
@@ -107,7 +107,8 @@ def cards() -> Table:
 
 def fact_box(method: Method) -> Facts:
     """What the card says of a method, for the head of its chapter."""
-    card: MethodCard = methods.get(method).card
+    known = methods.get(method)
+    card: MethodCard = known.card
     stored, active = _COST[card.kind]
     grain = {
         "element": "each number by itself",
@@ -120,11 +121,11 @@ def fact_box(method: Method) -> Facts:
         ("Returns", returns.get(card.kind, "one model of a new shape")),
         ("Uses", ", ".join(_USES[need] for need in sorted(card.needs)) or "weights alone"),
         ("Works on", grain[card.scope] if card.takes == "weights" else "outputs, not weights"),
-        ("Hyper-parameters", ", ".join(f"{k} = {v}" for k, v in _parameters(card.name).items()) or "none"),
+        ("Hyper-parameters", ", ".join(f"{k} = {v}" for k, v in _parameters(method).items()) or "none"),
         ("Stored", stored),
         ("Per prediction", active),
         ("Order of models", "without effect" if card.symmetric else "matters"),
-        ("Call", f"fusionlib.methods.{card.name}.fuse"),
+        ("Call", f"{known.fuse.__module__}.fuse"),
     ]
     return Facts(card.title, facts)
 
@@ -167,7 +168,7 @@ def _settings(record: Record) -> str:
     return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
 
 
-def _parameters(method: str) -> dict[str, Any]:
+def _parameters(method: Method) -> dict[str, Any]:
     parameters = inspect.signature(methods.get(method).fuse).parameters.values()
     keyword = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     return {p.name: "required" if p.default is inspect.Parameter.empty else p.default for p in keyword}
@@ -176,7 +177,9 @@ def _parameters(method: str) -> dict[str, Any]:
 def _chosen(record: Record) -> str:
     if not record.hyperparameters:
         return "–"
-    return f"tuned on {record.selected_on}" if record.selected_on else "defaults"
+    if record.selected_on:
+        return f"tuned on {record.selected_on}"
+    return "defaults" if uses_defaults(record) else "given"
 
 
 def _information(record: Record) -> str:
