@@ -114,9 +114,10 @@ def prepare(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> 
     """Make the fine-tunes that configurations need, without running a chapter."""
     from fusionlib.press import grid, project
     from fusionlib.press import params as files
+    from fusionlib.press.chapters import read_all
 
     found = project.find()
     read = [files.override(files.read(path), overrides) for path in files.locate(params, found)]
-    files.check(read, [], found.root)
+    files.check(read, [], read_all(found), found.root)
     grid.prepare([configuration.values for configuration in read])
     click.echo(f"Fine-tunes are ready for: {', '.join(configuration.name for configuration in read)}.")

@@ -91,7 +91,7 @@ def resolve(project: Project, request: Request) -> tuple[list[params.Configurati
     if not everything:
         raise FusionError(f"there are no chapters: {project.book} holds no notebook.")
     selected = chapter_files.select(everything, request.chapters, project)
-    params.check(configurations, selected, project.root)
+    params.check(configurations, selected, everything, project.root)
     return configurations, selected
 
 
@@ -124,10 +124,10 @@ def _tell_plan(jobs: list[plan.Job], console: Console, force: bool) -> None:
         doubtful = job.chapter.last and others and not job.why
         what = "may run" if doubtful else "would run" if job.why else "up to date"
         why = "if the others change the records" if doubtful else job.why
-        console.print(f"{what:<10}  {job.label}{': ' + why if why else ''}", markup=False, highlight=False)
+        console.print(f"{what:<10}  {job.label}{': ' + why if why else ''}", markup=False, highlight=False, soft_wrap=True)
     refusal = fork_refusal()
     start = f"started anew ({refusal})" if refusal else "forked from a process that has torch imported"
-    console.print(f"{len(pending)} of {len(jobs)} would run; kernels would be {start}.", highlight=False)
+    console.print(f"{len(pending)} of {len(jobs)} would run; kernels would be {start}.", highlight=False, soft_wrap=True)
 
 
 class _Writable:

@@ -26,6 +26,7 @@ Send = Callable[[dict[str, Any]], None]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TAIL = 12  # lines of a traceback that are shown
+_WIDTH = 300  # characters of a line that are shown; an event must fit into one message
 
 
 class Job:
@@ -44,10 +45,10 @@ class Job:
         self._scratch = Path(tempfile.mkdtemp(prefix="fusionlib-"))
         self._first_cell: float | None = None
         self._begun = time.monotonic()
-        if hasattr(signal, "SIGTERM"):
-            signal.signal(signal.SIGTERM, lambda *_: self.abandon())
         self._manager: Any = None
         self._forked: Any = None
+        if hasattr(signal, "SIGTERM"):
+            signal.signal(signal.SIGTERM, lambda *_: self.abandon())
         if fork:
             from fusionlib.press.engine import ForkedKernel
 
@@ -156,10 +157,10 @@ def _cell_failure(error: Any) -> dict[str, Any]:
     text = _ANSI.sub("", "\n".join(error.traceback))
     return {
         "cell": error.exec_count,
-        "source": error.source.strip().splitlines()[:3],
+        "source": [line[:_WIDTH] for line in error.source.strip().splitlines()[:3]],
         "error": error.ename,
         "message": _ANSI.sub("", error.evalue)[-2000:],
-        "traceback": [line[:300] for line in text.splitlines()[-_TAIL:]],
+        "traceback": [line[:_WIDTH] for line in text.splitlines()[-_TAIL:]],
     }
 
 

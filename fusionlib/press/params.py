@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fusionlib.press.project import Project
 from fusionlib.press.values import SHARED, impossible, mismatch
 
 DEFAULTS = ("tiny-clip", "tiny-clip-lora")
+_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def read(path: Path) -> Configuration:
             raise ParameterError(f"{path.name}: {key.value!r} is set on line {lines[key.value]} and on line {line}.")
         if not _flat(value) and key.value != "tasks":
             raise ParameterError(
-                f"{path.name}, line {value.start_mark.line + 1}: {key.value!r} is nested. Parameters are flat: "
-                "numbers, strings, null, true, false, or a list of them."
+                f"{path.name}, line {value.start_mark.line + 1}: {key.value!r} is nested, or a date without quotes. "
+                "Parameters are flat: numbers, strings, null, true, false, or a list of them."
             )
         lines[key.value] = line
     return Configuration(name=path.stem, source=path.name, values=values, lines=lines)
@@ -113,27 +115,33 @@ def override(configuration: Configuration, pairs: Iterable[tuple[str, str]]) -> 
     return replace(configuration, name=f"{configuration.name}+{suffix}"[:120], values=values, lines=lines)
 
 
-def check(configurations: Iterable[Configuration], chapters: Iterable[Chapter], root: Path) -> None:
+def check(
+    configurations: Iterable[Configuration], chapters: Sequence[Chapter], everything: Sequence[Chapter], root: Path
+) -> None:
     """Refuse every wrong value before anything runs.
 
-    A key that is none of the shared six must be declared by at least one of the chapters.
+    Args:
+        configurations: what was read from files and the command line.
+        chapters: those that will run. A key of ``-p`` that is none of the shared six must be declared by one of them.
+        everything: the whole book. A key of a file must be declared by one of its chapters.
+        root: the folder in which notebooks run.
 
     Raises: ParameterError, one sentence per problem.
     """
-    chapters = list(chapters)
     problems: list[str] = []
     for configuration in configurations:
         for key, value in configuration.values.items():
             where = configuration.where(key)
-            declaring = [chapter for chapter in chapters if key in chapter.parameters]
+            whose, candidates = ("", everything) if key in configuration.lines else (" chosen", chapters)
             if key in SHARED:
                 problem = impossible(key, value, root)
                 problems += [f"{where}: {problem}"] if problem else []
-            elif not declaring:
-                known = {*SHARED, *(name for chapter in chapters for name in chapter.parameters)}
-                problems.append(f"{where}: no chapter has a parameter {key!r}.{suggest(key, known)}")
-            for chapter in declaring if key not in SHARED else []:
-                wanted = mismatch(value, chapter.parameters[key])
+                continue
+            known = {*SHARED, *(name for chapter in candidates for name in chapter.parameters)}
+            if key not in known:
+                problems.append(f"{where}: no{whose} chapter has a parameter {key!r}.{suggest(key, known)}")
+            for chapter in chapters:
+                wanted = mismatch(value, chapter.parameters[key]) if key in chapter.parameters else None
                 if wanted:
                     problems.append(f"{where}: {key}={value!r} must be {wanted}, as in chapter {chapter.name}.")
     if problems:
@@ -144,8 +152,8 @@ def check(configurations: Iterable[Configuration], chapters: Iterable[Chapter], 
 
 def _flat(node: yaml.Node) -> bool:
     if isinstance(node, yaml.SequenceNode):
-        return all(isinstance(item, yaml.ScalarNode) for item in node.value)
-    return isinstance(node, yaml.ScalarNode)
+        return all(isinstance(item, yaml.ScalarNode) and item.tag in _SCALARS for item in node.value)
+    return isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS
 
 
 def _typed(text: str) -> Any:
@@ -153,6 +161,8 @@ def _typed(text: str) -> Any:
     if text in words:
         return words[text]
     try:
-        return float(text) if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text) else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        value = float(text) if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text) else yaml.safe_load(text)
+        json.dumps(value)  # what is not JSON, such as a date, is meant as text
+    except (yaml.YAMLError, ValueError, TypeError):
         return text
+    return value

@@ -73,7 +73,12 @@ class ForkPool:
 
     def wait_until_ready(self) -> str | None:
         """Wait for the imports; None if forking is safe, else why it is not."""
-        event = self._receive()
+        try:
+            event = self._receive()
+        except KeyboardInterrupt:
+            self._process.kill()  # it has no jobs yet, and would notice only after its imports
+            self.stop()
+            raise
         if event is None:
             return f"the process that would be forked ended while it started: {self.last_words()}"
         if event["refusal"] is None:

@@ -85,6 +85,8 @@ def _tasks(value: Any, root: Path) -> None:
     from fusionlib.zoo.names import resolve_tasks
 
     if isinstance(value, dict):
+        if not value or any(type(task) is not str for task in value):
+            raise FusionError(f"tasks={value!r} must name at least one task, each followed by the folder of its data.")
         for task, path in value.items():
             if not isinstance(path, str) or not (root / Path(path).expanduser()).exists():
                 raise FusionError(f"tasks: the data of {task!r} should be at {path!r}, and there is nothing there.")

@@ -1,0 +1,179 @@
+"""Configurations: what is wrong in a file or on the command line is one sentence, said before anything runs."""
+
+import io
+
+import pytest
+from press_helpers import make_project, write_chapter
+from rich.console import Console
+
+from fusionlib.core import ParameterError
+from fusionlib.press import chapters, grid, params, runner
+
+SIX = "backbone = 'tiny-clip'\ntasks = 'tiny8'\ntuning = 'full'\nseeds = [0]\ndevice = 'cpu'\neval_limit = None\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = make_project(tmp_path, one="scale: 1.0\n")
+    write_chapter(project, "methods/a", parameters=SIX + "scale = 1.0\nsteps = 5\nnames = ['x']\nlimit = None")
+    write_chapter(project, "methods/b", parameters="density = 0.2")
+    return project
+
+
+@pytest.fixture
+def refused(project, monkeypatch):
+    """Runs the grid with one params file; the error. Fails if a process, an output or a fine-tune is begun."""
+
+    def begun(*_, **__):
+        raise AssertionError("something was begun before the parameters were checked")
+
+    def run(text: str, **request) -> str:
+        (project.params / "one.yaml").write_text(text)
+        with pytest.raises(ParameterError) as raised:
+            grid.run(project, grid.Request(params=["one"], **request), Console(file=io.StringIO()))
+        assert not (project.root / "_build").exists()
+        return str(raised.value)
+
+    monkeypatch.setattr(runner, "open_pool", begun)
+    monkeypatch.setattr(grid, "prepare", begun)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scal: 1.0", "one.yaml, line 1: no chapter has a parameter 'scal'. Did you mean 'scale'?"),
+        ("# first\ntask: tiny8", "one.yaml, line 2: no chapter has a parameter 'task'. Did you mean 'tasks'?"),
+        ("scale: fast", "one.yaml, line 1: scale='fast' must be a number, as in chapter methods/a."),
+        ("scale: true", "scale=True must be a number"),
+        ("scale: 1e-3", "but YAML reads 1e-3 as a string: write it with a point and a sign, 1.0e-3"),
+        ("steps: 1.5", "steps=1.5 must be an integer"),
+        ("steps: null", "steps=None must be an integer"),
+        ("names: [x, 1]", "names=['x', 1] must be a list in which every element is a string"),
+        ("names: x", "names='x' must be a list"),
+        ("backbone: tiny-clap", "Did you mean 'tiny-clip'?"),
+        ("backbone: ./nowhere", "backbone='./nowhere' is written as a folder, and there is no folder of that name."),
+        ("backbone: 3", "backbone=3 must be a string"),
+        ("tasks: tiny9", "no set of tasks is called 'tiny9'. Did you mean 'tiny8'?"),
+        ("tasks: [mnist, mnsit]", "no task is called 'mnsit'. Did you mean 'mnist'?"),
+        ("tasks: [mnist, mnist]", "tasks listed more than once: mnist"),
+        ("tasks: []", "the list of tasks is empty"),
+        ("tasks: {}", "tasks={} must name at least one task"),
+        ("tasks: {pets: ./nowhere}", "the data of 'pets' should be at './nowhere'"),
+        ("tasks: {1: ./nowhere}", "must name at least one task"),
+        ("tasks: 8", "tasks=8 must be the name of a set or a list"),
+        ("tuning: lorra", "tuning='lorra' is not a kind of fine-tuning. Did you mean 'lora'?"),
+        ("seeds: 0", "seeds=0 must be a list of at least one integer"),
+        ("seeds: [0, -1]", "seed=-1 must be an integer, 0 or greater"),
+        ("seeds: [0, 0]", "holds a seed twice"),
+        ("device: gpu", "device='gpu' is not known"),
+        ("eval_limit: 0", "eval_limit=0 must be a whole number of examples, 1 or more, or null for all."),
+        ("eval_limit: true", "eval_limit=True must be"),
+        ("", "one.yaml must hold `name: value` lines"),
+        ("- scale", "one.yaml must hold `name: value` lines"),
+        ("steps: 1\nscale: {a: 1}", "one.yaml, line 2: 'scale' is nested"),
+        ("names: [[x]]", "'names' is nested"),
+        ("limit: 2024-01-01", "'limit' is nested, or a date without quotes"),
+        ("scale: [1", "one.yaml: line 1 is not YAML"),
+        ("scale: 1.0\nscale: 2.0", "'scale' is set on line 1 and on line 2"),
+        ("1: 2", "line 1: the key '1' is not a name; put it in quotes"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_runs(refused, text, message):
+    assert message in refused(text)
+
+
+def test_all_problems_are_told_at_once_with_their_lines(refused):
+    message = refused("scal: 1.0\n\nsteps: many\nseeds: []\n")
+    assert message.startswith("3 parameters were refused, and nothing was run:\n")
+    assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == [
+        "one.yaml, line 1",
+        "one.yaml, line 3",
+        "one.yaml, line 4",
+    ]
+
+
+def test_overrides_are_checked_like_files(refused):
+    assert refused("scale: 1.0", overrides=[("scal", "2")]).startswith("-p: no chosen chapter has a parameter 'scal'")
+    assert "-p: scale='fast' must be a number" in refused("scale: 1.0", overrides=[("scale", "fast")])
+    assert "-p: scale=True must be a number" in refused("scale: 1.0", overrides=[("scale", "True")])
+    assert "-p: seeds=3 must be a list" in refused("scale: 1.0", overrides=[("seeds", "3")])
+
+
+def test_a_file_may_hold_parameters_of_chapters_that_were_not_chosen(project, refused):
+    """One file serves the whole book; what is typed must be for the chapters that were typed with it."""
+    (project.params / "both.yaml").write_text("scale: 2\ndensity: 0.1\n")
+    chosen = {"params": ["both"], "chapters": ("b",)}
+    (configuration,), (chapter,) = grid.resolve(project, grid.Request(**chosen))
+    assert (configuration.values["density"], chapter.name) == (0.1, "methods/b")
+    assert "-p: no chosen chapter has a parameter 'scale'" in refused(
+        "density: 0.1", chapters=("b",), overrides=[("scale", "2")]
+    )
+
+
+def test_missing_and_ambiguous_files(project, tmp_path):
+    with pytest.raises(ParameterError, match=r"no file of parameters 'ome'\. Did you mean 'one'\?"):
+        params.locate(["ome"], project)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "one.yaml").write_text("scale: 2.0")
+    assert params.locate(["one"], project) == [project.params / "one.yaml"]
+    with pytest.raises(ParameterError, match="given twice, or two files with one name: one"):
+        params.locate(["one", str(tmp_path / "elsewhere" / "one.yaml")], project)
+    (project.params / "one.yaml").unlink()
+    with pytest.raises(ParameterError, match=r"write params/tiny-clip\.yaml"):
+        params.locate([], project)
+
+
+def test_the_default_files_are_those_of_the_book(tmp_path):
+    everything = dict.fromkeys(["a", "smoke", "tiny-clip", "tiny-clip-lora"], "scale: 1.0")
+    project = make_project(tmp_path, **everything)
+    assert [path.stem for path in params.locate([], project)] == ["tiny-clip", "tiny-clip-lora"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("0.4", 0.4),
+        ("1e-3", 0.001),
+        ("3", 3),
+        ("None", None),
+        ("null", None),
+        ("False", False),
+        ("[0, 1]", [0, 1]),
+        ("mnist", "mnist"),
+        ("2024-01-01", "2024-01-01"),
+        ("a: [", "a: ["),
+    ],
+)
+def test_overrides_are_typed_as_people_type(typed, value):
+    changed = params.override(params.Configuration("one", "one.yaml", {"key": 7}, {"key": 1}), [("key", typed)])
+    assert changed.values == {"key": value} and type(changed.values["key"]) is type(value)
+    assert changed.name.startswith("one+key=") and "/" not in changed.name and " " not in changed.name
+    assert changed.where("key") == "-p"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("scale = 1.0\nseeds = list(range(3))", "line 2 of the parameters cell, 'seeds = list.range.3..', is not"),
+        ("import torch", "is not `name = literal`"),
+        ("a = b = 1", "is not `name = literal`"),
+        ("scale = ", "line 1 of the parameters cell is not Python"),
+    ],
+)
+def test_a_parameters_cell_holds_literals(project, source, message):
+    write_chapter(project, "methods/a", parameters=source)
+    with pytest.raises(ParameterError, match=message):
+        chapters.read_all(project)
+
+
+def test_restrictions_of_a_chapter_are_checked(project):
+    write_chapter(project, "methods/a", configurations="some")
+    with pytest.raises(ParameterError, match=r"fusionlib\.configurations is 'some'"):
+        chapters.read_all(project)
+    write_chapter(project, "methods/a", after="b")
+    with pytest.raises(ParameterError, match=r"fusionlib\.after is 'b'"):
+        chapters.read_all(project)
+    (project.book / "methods" / "a.ipynb").write_text("{")
+    with pytest.raises(ParameterError, match="cannot be read as a notebook"):
+        chapters.read_all(project)
