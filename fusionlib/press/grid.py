@@ -124,10 +124,12 @@ def _tell_plan(jobs: list[plan.Job], console: Console, force: bool) -> None:
         doubtful = job.chapter.last and others and not job.why
         what = "may run" if doubtful else "would run" if job.why else "up to date"
         why = "if the others change the records" if doubtful else job.why
-        console.print(f"{what:<10}  {job.label}{': ' + why if why else ''}", markup=False, highlight=False, soft_wrap=True)
+        line = f"{what:<10}  {job.label}{': ' + why if why else ''}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     refusal = fork_refusal()
     start = f"started anew ({refusal})" if refusal else "forked from a process that has torch imported"
-    console.print(f"{len(pending)} of {len(jobs)} would run; kernels would be {start}.", highlight=False, soft_wrap=True)
+    line = f"{len(pending)} of {len(jobs)} would run; kernels would be {start}."
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Writable:
