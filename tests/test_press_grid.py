@@ -29,6 +29,7 @@ def shared(tmp_path_factory):
 def project(tmp_path, monkeypatch, shared):
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(runner, "open_pool", shared.open)
+    monkeypatch.setattr(keys, "library", lambda: "the source may be edited while the tests run")
     return make_project(tmp_path / "checkout")
 
 
@@ -47,7 +48,7 @@ def plan(project, **request) -> dict[str, str]:
     return {name: what + why for what, name, why in (line.groups() for line in lines)}
 
 
-def test_up_to_date_until_something_that_counts_changes(project, tmp_path, monkeypatch):
+def test_up_to_date_until_something_that_counts_changes(project, monkeypatch):
     (project.root / "model").mkdir()
     (project.root / "model" / "weights").write_text("1")
     path = write_chapter(project, "methods/a", "print(scale)", parameters="scale = 1.0\nbackbone = 'model'")
@@ -79,14 +80,16 @@ def test_up_to_date_until_something_that_counts_changes(project, tmp_path, monke
     assert press(project)[0] == 0 and copy.stat().st_mtime_ns > written
     with monkeypatch.context() as patch:
         patch.setattr(keys, "_PACKAGES", ("torch",))
-        assert plan(project) == {"methods/a": "would run: versions of packages have changed"}
+        patch.setattr(keys, "library", lambda: "other source")
+        changed = "would run: fusionlib has changed; versions of packages have changed"
+        assert plan(project) == {"methods/a": changed}
     assert plan(project) == {"methods/a": "up to date"}
     assert plan(project, force=True) == {"methods/a": "would run: --force"}
     status_file(copy).write_text(status_file(copy).read_text()[:-20])
     assert plan(project) == {"methods/a": "would run: it has not been run"}
 
 
-def test_library_counts_and_the_press_does_not(project, tmp_path, monkeypatch):
+def test_library_counts_and_the_press_does_not(tmp_path, monkeypatch):
     package = tmp_path / "fusionlib"
     for folder in ("press", "methods", "methods/__pycache__"):
         (package / folder).mkdir(parents=True)
