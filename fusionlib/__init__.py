@@ -23,6 +23,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "run": ("fusionlib.bench.run", "run"),
     "references": ("fusionlib.bench.run", "references"),
     "evaluate": ("fusionlib.bench.evaluate", "evaluate"),
+    "accuracy": ("fusionlib.bench.scores", "accuracy"),
     "sweep": ("fusionlib.bench.search", "sweep"),
     "tune": ("fusionlib.bench.search", "tune"),
     "grid": ("fusionlib.bench.search", "grid"),
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from fusionlib.bench.evaluate import evaluate
     from fusionlib.bench.notebook import check_parameters, glue
     from fusionlib.bench.run import fuse, references, run
+    from fusionlib.bench.scores import accuracy
     from fusionlib.bench.search import grid, sweep, tune
     from fusionlib.zoo.suite import Suite, load_suite
 

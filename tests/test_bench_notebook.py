@@ -75,13 +75,16 @@ def test_glue_stores_a_number_for_prose_and_shows_nothing(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda data, **options: published.append((data, options)))
     fl.glue("best", 0.71849, "{:.1%}")
     fl.glue("name", "TIES")
-    first, second = published
+    fl.glue("gain", -0.51, "{:+.1f}")
+    first, second, third = published
     assert first == (
-        {"application/papermill.record/text/plain": "71.8%"},
+        {"application/papermill.record/text/plain": "'71.8%'"},
         {
             "raw": True,
             "metadata": {"scrapbook": {"name": "best", "mime_prefix": "application/papermill.record/"}},
         },
     )
     # no other kind of data, which a front end would show
-    assert second[0] == {"application/papermill.record/text/plain": "TIES"}
+    assert second[0] == {"application/papermill.record/text/plain": "'TIES'"}
+    # a true minus sign; quotes keep the role from reading a number and dropping the sign of a gain
+    assert third[0] == {"application/papermill.record/text/plain": "'\N{MINUS SIGN}0.5'"}

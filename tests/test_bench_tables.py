@@ -185,11 +185,11 @@ def test_fact_box():
 def test_plain_text_and_markdown_can_be_read():
     table = tables.by_task(some_records()[:2])
     lines = str(table).splitlines()
-    assert lines[0].split() == ["Method", "a", "b", "Average", "Worst"]
-    assert lines[1].split() == ["Simple", "Averaging", "70.0", "60.0", "65.0", "±", "6.6", "60.0"]
+    assert lines[0].split() == ["Method", "Average", "Worst", "a", "b"]
+    assert lines[1].split() == ["Simple", "Averaging", "65.0", "±", "6.6", "60.0", "70.0", "60.0"]
     assert lines[0].index("Average") == lines[1].index("65.0 ±") == lines[2].index("68.0 ±")
     assert lines[-1].startswith("Accuracy in %")
-    assert "| Simple Averaging | *70.0* | **60.0** |" in table._repr_markdown_()
+    assert "| *70.0* | **60.0** |" in table._repr_markdown_()
     assert table.to_frame().loc["Simple Averaging", "a"] == "70.0"
 
 

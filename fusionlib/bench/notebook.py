@@ -19,7 +19,11 @@ def glue(name: str, value: Any, fmt: str = "{}") -> None:
     """
     from IPython.display import display
 
-    data = {f"{_PREFIX}text/plain": fmt.format(value)}
+    text = fmt.format(value)
+    if not isinstance(value, str):
+        text = text.replace("-", "\N{MINUS SIGN}")
+    # quoted, because the role evaluates what looks like a number and would drop a plus sign
+    data = {f"{_PREFIX}text/plain": repr(text)}
     display(data, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": _PREFIX}})
 
 

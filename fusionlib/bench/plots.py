@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from fusionlib.bench.style import COLOURS, GREY, SIZES, colour, marker, use_styl
 from fusionlib.bench.tables import label, title
 from fusionlib.core import ParameterError, Record, suggest
 
-__all__ = ["COLOURS", "dots", "heatmap", "sweep", "tradeoff", "use_style"]
+__all__ = ["COLOURS", "bars", "dots", "heatmap", "sweep", "tradeoff", "use_style"]
 
 
 def sweep(
@@ -140,6 +140,27 @@ def heatmap(
     ax.set(xlabel=x_label, ylabel=y_label)
     ax.grid(False)
     ax.spines[:].set_visible(False)
+    return fig
+
+
+def bars(values: Mapping[str, float], x_label: str = "", fmt: str = "{:.1f}") -> Figure:
+    """One horizontal bar per entry, in their order, the number beside it.
+
+    Args:
+        values: label -> length of the bar.
+        fmt: how numbers are written.
+    """
+    if not values:
+        raise ParameterError("there are no values to draw.")
+    fig, ax = plt.subplots(figsize=(SIZES["text"][0], 0.7 + 0.28 * len(values)))
+    drawn = ax.barh(list(values), list(values.values()), height=0.6)
+    ax.bar_label(drawn, fmt=fmt, padding=4, color=GREY)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.12)
+    if min(values.values()) < 0:
+        ax.axvline(0, color=GREY, lw=0.8)
+    ax.set(xlabel=x_label)
     return fig
 
 

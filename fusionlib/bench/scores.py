@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionlib.core import ParameterError, Record
@@ -19,6 +19,15 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     # the ends of the interval are exact there, which floating point misses by a bit
     low = 0.0 if correct == 0 else (centre - spread) / (1 + z2)
     return low, 1.0 if correct == total else (centre + spread) / (1 + z2)
+
+
+def accuracy(counts: Mapping[str, tuple[int, int]]) -> float:
+    """Average over tasks of the accuracy, in [0, 1], each task counting the same.
+
+    Args:
+        counts: task -> (correct, total), from ``fl.evaluate``.
+    """
+    return statistics.fmean(correct / total for correct, total in counts.values())
 
 
 def average_half_width(record: Record) -> float:

@@ -25,7 +25,7 @@ _COST = {"ensemble": ("T models", "T models"), "merge": ("1 model", "1 model"), 
 
 
 def by_task(records: Iterable[Record]) -> Table:
-    """Accuracy in percent for every task, the average, the normalised average and the worst task.
+    """Accuracy in percent: the average, the normalised average, the worst task, and every task.
 
     References come first and do not compete; of the others the best of each column is bold, the second
     underlined. With one seed ± is half the 95 % interval of the average, with several the standard deviation.
@@ -35,22 +35,23 @@ def by_task(records: Iterable[Record]) -> Table:
     normalized = any(row.normalized is not None for row in ordered)
     tasks = list(ordered[0].first.counts)
     competing = [None if row.first.method in REFERENCES else row for row in ordered]
-    columns = [[row and row.accuracy[task] for row in competing] for task in tasks]
-    columns.append([row and row.average for row in competing])
+    columns = [[row and row.average for row in competing]]
     if normalized:
         columns.append([row and row.normalized for row in competing])
-    marks = mark_best([*columns, [row and row.worst[1] for row in competing]])
+    columns.append([row and row.worst[1] for row in competing])
+    columns += [[row and row.accuracy[task] for row in competing] for task in tasks]
+    marks = mark_best(columns)
     body = []
     for index, row in enumerate(ordered):
         texts = [
-            *(_percent(row.accuracy[task]) for task in tasks),
             f"{_percent(row.average)} ± {_percent(row.spread)}",
             *([_percent(row.normalized)] if normalized else []),
             _percent(row.worst[1]),
+            *(_percent(row.accuracy[task]) for task in tasks),
         ]
         cells = [Cell(text, marks[column][index]) for column, text in enumerate(texts)]
         body.append([Cell(label(row.first), number=False), *cells])
-    head = ["Method", *tasks, "Average", *(["Normalised"] if normalized else []), "Worst"]
+    head = ["Method", "Average", *(["Normalised"] if normalized else []), "Worst", *tasks]
     return Table(head, body, _rule(ordered), _note(ordered))
 
 
