@@ -15,7 +15,13 @@ from fusionlib.press.project import Project
 
 # what a tiny chapter does without; a process that does not import them starts in a third of the time
 HEAVY = ("transformers", "peft", "datasets", "pandas", "matplotlib", "safetensors")
-COMMAND = [sys.executable, "-m", "fusionlib.press.cli"]
+SOURCE = "the library may be edited while the tests run"
+# the command `fusionlib`, for which the library never changes
+COMMAND = [
+    sys.executable,
+    "-c",
+    f"import sys; from fusionlib.press import cli, keys; keys.library = lambda: {SOURCE!r}; sys.exit(cli.main())",
+]
 
 
 def make_project(root: Path, **params: str) -> Project:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from filelock import FileLock
-from press_helpers import SharedPool, light_environment, make_project, printed, write_chapter
+from press_helpers import SOURCE, SharedPool, light_environment, make_project, printed, write_chapter
 from rich.console import Console
 
 from fusionlib.core import FusionError
@@ -29,7 +29,7 @@ def shared(tmp_path_factory):
 def project(tmp_path, monkeypatch, shared):
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(runner, "open_pool", shared.open)
-    monkeypatch.setattr(keys, "library", lambda: "the source may be edited while the tests run")
+    monkeypatch.setattr(keys, "library", lambda: SOURCE)
     return make_project(tmp_path / "checkout")
 
 

@@ -133,7 +133,9 @@ def select(chapters: list[Chapter], patterns: tuple[str, ...], project: Project)
     for pattern in patterns:
         names = {chapter.name for chapter in chapters if _matches(chapter, pattern, project)}
         if not names:
-            raise ParameterError(f"no chapter matches {pattern!r}.{suggest(pattern, [c.name for c in chapters])}")
+            # what was typed without a folder is compared with names without one, or the folder hides the likeness
+            spelt = [c.name if "/" in pattern else c.name.rpartition("/")[2] for c in chapters]
+            raise ParameterError(f"no chapter matches {pattern!r}.{suggest(pattern, spelt)}")
         chosen |= names
     return [chapter for chapter in chapters if chapter.name in chosen]
 
