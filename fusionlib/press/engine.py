@@ -6,6 +6,7 @@ waits for its orders on a pipe. Without such a process the engine starts the ker
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -171,8 +172,6 @@ def _become_kernel(orders: socket.socket, parent: int) -> NoReturn:
 
 
 def _run_kernel(orders: dict[str, Any]) -> None:
-    import atexit
-
     import numpy as np
     import torch
     from ipykernel.kernelapp import IPKernelApp
@@ -181,12 +180,21 @@ def _run_kernel(orders: dict[str, Any]) -> None:
     os.environ.update(orders["env"])
     os.chdir(orders["cwd"])
     np.random.seed(None)  # else all kernels would draw the same numbers
+    torch.default_generator.seed()
     torch.set_num_threads(1)
+    if not os.environ.get("PYTHONSAFEPATH"):
+        _add_working_folder(sys.path)
     sys.argv = ["ipykernel_launcher", *orders["arguments"]]
     try:
         IPKernelApp.launch_instance(argv=orders["arguments"])
     finally:
         atexit._run_exitfuncs()
+
+
+def _add_working_folder(path: list[str]) -> None:
+    """Let notebooks import what lies beside them, as IPython does, but not in a process started with ``-P``."""
+    packages = [index for index, folder in enumerate(path) if Path(folder).name in ("site-packages", "dist-packages")]
+    path.insert(packages[0] if packages else 0, "")
 
 
 papermill_engines.register(NAME, FusionEngine)
