@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import fusionlib as fl
-from fusionlib.bench import plots, style
+from fusionlib.bench import plots, style, tables
 from fusionlib.core import ParameterError
 
 
@@ -204,3 +204,31 @@ def test_a_method_looks_the_same_everywhere():
     assert len(set(looks)) == len(looks)
     assert style.marker("a method of my own") == style.marker("a method of my own")
     assert {style.colour(kind) for kind in ("ensemble", "merge", "mix", "reference")} == set(style.COLOURS.values())
+
+
+def test_bars_write_their_numbers():
+    figure = plots.bars({"one": 1.0, "two": -2.5}, "points", fmt="{:+.1f}")
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.texts] == ["+1.0", "-2.5"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "two"]
+    assert ax.get_xlabel() == "points"
+    with pytest.raises(ParameterError, match="no values"):
+        plots.bars({})
+
+
+def test_gaps_are_points_below_the_fine_tuned_models():
+    made = [
+        make_record("finetuned", {"a": (9, 10), "b": (8, 10)}),
+        make_record("pretrained", {"a": (2, 10), "b": (3, 10)}),
+        make_record(counts={"a": (7, 10), "b": (6, 10)}),
+    ]
+    figure = plots.gaps(made)
+    (ax,) = figure.axes
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    ceiling = next(r for r in made if r.method == "finetuned").accuracy
+    best = max((r for r in made if r.method != "finetuned"), key=lambda r: r.average)
+    assert names[0].startswith(tables.title(best.method)), "the best average stands on top"
+    written = [text.get_text() for text in ax.texts][: len(ceiling)]
+    assert written == [f"{100 * (best.accuracy[t] - ceiling[t]):+.0f}" for t in ceiling]
+    with pytest.raises(ParameterError, match="fine-tuned"):
+        plots.gaps([r for r in made if r.method != "finetuned"])

@@ -222,3 +222,13 @@ def test_json_values():
 def test_a_value_that_is_no_json_is_refused():
     with pytest.raises(ParameterError, match=r"{0\.3} can't be kept in a record: a hyper-parameter is a number"):
         fl.run("task_arithmetic", toy_suite(), scale={0.3})
+
+
+def test_preferred_keeps_what_validation_chose():
+    made = [
+        make_record(),
+        make_record(hyperparameters={"scale": 0.5}, selected_on="val"),
+        make_record("simple_average"),
+    ]
+    kept = fl.records.preferred(made)
+    assert [(r.method, r.selected_on) for r in kept] == [("task_arithmetic", "val"), ("simple_average", None)]

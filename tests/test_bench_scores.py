@@ -3,6 +3,7 @@
 import pytest
 from bench_helpers import make_record
 
+import fusionlib as fl
 from fusionlib.bench.scores import average_half_width, normalized_accuracy, rows, wilson
 from fusionlib.core import ParameterError
 
@@ -113,3 +114,7 @@ def test_other_checkpoints_under_the_same_seed_are_refused():
     other = make_record(key="other", provenance={"suite": "f1", "created": ""})
     with pytest.raises(ParameterError, match=r"task_arithmetic, seed 0.*different checkpoints"):
         rows([make_record(), other])
+
+
+def test_accuracy_of_counts_gives_each_task_the_same_weight():
+    assert fl.accuracy({"a": (1, 2), "b": (90, 100)}) == pytest.approx(0.7)

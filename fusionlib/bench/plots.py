@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fusionlib.bench.provenance import REFERENCES
-from fusionlib.bench.scores import Row, rows, wilson
+from fusionlib.bench.scores import Row, rows, wilson, without_repeats
 from fusionlib.bench.style import COLOURS, GREY, SIZES, colour, marker, use_style
 from fusionlib.bench.tables import label, title
 from fusionlib.core import ParameterError, Record, suggest
 
-__all__ = ["COLOURS", "bars", "dots", "heatmap", "sweep", "tradeoff", "use_style"]
+__all__ = ["COLOURS", "bars", "dots", "gaps", "heatmap", "sweep", "tradeoff", "use_style"]
 
 
 def sweep(
@@ -124,7 +124,8 @@ def heatmap(
     diverging = min(numbers) < 0 if diverging is None else diverging
     size = max(abs(n) for n in numbers) or 1.0
     low, high = (-size, size) if diverging else (min(numbers), max(numbers))
-    fig, ax = plt.subplots(figsize=(1.6 + 0.68 * len(columns), 1.2 + 0.42 * len(labels)))
+    width = 0.6 + 0.68 * len(columns) + 0.075 * max(map(len, labels))
+    fig, ax = plt.subplots(figsize=(width, 1.2 + 0.42 * len(labels)))
     ax.imshow(matrix, cmap="RdBu" if diverging else "Blues", vmin=low, vmax=high, aspect="auto")
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
@@ -162,6 +163,21 @@ def bars(values: Mapping[str, float], x_label: str = "", fmt: str = "{:.1f}") ->
         ax.axvline(0, color=GREY, lw=0.8)
     ax.set(xlabel=x_label)
     return fig
+
+
+def gaps(records: Iterable[Record]) -> Figure:
+    """How many points every method lies below each task's own fine-tuned model, the best average on top.
+
+    Raises: ParameterError, if the fine-tuned models' record, against which it is measured, is missing.
+    """
+    found = _bounds_first(rows(records))
+    ceiling = next((row for row in found if row.first.method == "finetuned"), None)
+    ranked = sorted((row for row in found if row is not ceiling), key=lambda row: row.average, reverse=True)
+    if ceiling is None or not ranked:
+        raise ParameterError("gaps need the record of the fine-tuned models and of something else: fl.references().")
+    matrix = [[100 * (row.accuracy[t] - top) for t, top in ceiling.accuracy.items()] for row in ranked]
+    names = [label(row.first) for row in ranked]
+    return heatmap(matrix, names, columns=list(ceiling.accuracy), fmt="{:+.0f}", diverging=True)
 
 
 def dots(records: Iterable[Record]) -> Figure:
@@ -227,7 +243,7 @@ def _look(record: Record) -> dict[str, Any]:
 def _bounds_first(found: list[Row]) -> list[Row]:
     if not found:
         raise ParameterError("there are no records to draw; run the method chapters (or fl.run) first.")
-    return sorted(found, key=lambda row: row.first.method not in REFERENCES)
+    return sorted(without_repeats(found), key=lambda row: row.first.method not in REFERENCES)
 
 
 def _axes(ax: Axes | None) -> tuple[Figure, Axes]:

@@ -89,6 +89,13 @@ def comparable(records: Iterable[Record]) -> list[Record]:
     return [r for r in records if r.method in REFERENCES or r.selected_on is not None or uses_defaults(r)]
 
 
+def preferred(records: Iterable[Record]) -> list[Record]:
+    """Of each method what was selected on validation, and its other records only if nothing was selected."""
+    records = list(records)
+    selected = {record.method for record in records if record.selected_on is not None}
+    return [r for r in records if r.selected_on is not None or r.method not in selected]
+
+
 def uses_defaults(record: Record) -> bool:
     """Whether every hyper-parameter has its default; False if one has no default."""
     if record.method not in methods.names():

@@ -104,6 +104,16 @@ def rows(records: Iterable[Record]) -> list[Row]:
     return [Row(tuple(group), _normalized(group, ceilings)) for group in groups.values()]
 
 
+def without_repeats(found: Sequence[Row]) -> list[Row]:
+    """Leaves out what was run as given and was then also chosen on validation: one row says it all."""
+
+    def setting(row: Row) -> tuple:
+        return row.first.method, row.first.hyperparameters, {record.seed for record in row.records}
+
+    chosen = [setting(row) for row in found if row.first.selected_on]
+    return [row for row in found if row.first.selected_on or setting(row) not in chosen]
+
+
 def normalized_accuracy(record: Record, finetuned: Record) -> dict[str, float]:
     """Accuracy divided by that of each task's own fine-tuned model; 1 where both are 0."""
     ceiling = finetuned.accuracy

@@ -43,7 +43,11 @@ class Table:
     note: str = ""
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{escape(title)}</th>' for title in self.columns)
+        numbers = [cell.number for cell in self.rows[0]] if self.rows else [False] * len(self.columns)
+        kinds = [' class="number"' if number else "" for number in numbers]
+        head = "".join(
+            f'<th scope="col"{kind}>{escape(title)}</th>' for kind, title in zip(kinds, self.columns, strict=True)
+        )
         body = []
         for index, row in enumerate(self.rows):
             first, *rest = row

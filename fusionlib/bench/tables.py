@@ -10,7 +10,7 @@ from fusionlib import methods
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.records import json_value, uses_defaults
 from fusionlib.bench.run import Method
-from fusionlib.bench.scores import Row, average_half_width, rows
+from fusionlib.bench.scores import Row, average_half_width, rows, without_repeats
 from fusionlib.bench.table import Cell, Facts, Table, mark_best
 from fusionlib.core import MethodCard, ParameterError, Record
 
@@ -79,18 +79,18 @@ def leaderboard(records: Iterable[Record]) -> Table:
         body.append(
             [
                 Cell(title(first.method), number=False),
-                Cell(_settings(first) or "–", number=False),
-                Cell(_chosen(first), number=False),
                 Cell(f"{_percent(row.average)} ± {_percent(row.spread)}", marks[0][index]),
                 Cell(_percent(row.normalized), marks[1][index]),
                 Cell(f"{_percent(lowest)} ({task})", marks[2][index]),
+                Cell(_settings(first) or "–", number=False),
+                Cell(_chosen(first), number=False),
                 Cell(_information(first), number=False),
                 Cell(f"{first.stored_parameters / single:.3g} ×"),
                 Cell(f"{first.active_parameters / single:.3g} ×"),
                 Cell("–" if first.kind == "reference" else _seconds(first.fusion_seconds)),
             ]
         )
-    columns = ["Method", "Hyper-parameters", "Chosen", "Average", "Normalised", "Worst task"]
+    columns = ["Method", "Average", "Normalised", "Worst task", "Hyper-parameters", "Chosen"]
     return Table([*columns, "Uses", "Stored", "Active", "Fusion"], body, _rule(ordered), _note(ordered))
 
 
@@ -196,17 +196,8 @@ def _ordered(records: Iterable[Record]) -> list[Row]:
     found = rows(records)
     if not found:
         raise ParameterError("there are no records to show; run the method chapters (or fl.run) first.")
-    # where validation chose the defaults, one row says it all
-    chosen = [_setting(row) for row in found if row.first.selected_on]
-    found = [row for row in found if row.first.selected_on or _setting(row) not in chosen]
+    found = without_repeats(found)
     return sorted(found, key=lambda row: [*REFERENCES, row.first.method].index(row.first.method))
-
-
-def _setting(row: Row) -> tuple:
-    """What was run, but not how it was chosen."""
-    first = row.first
-    suite = first.backbone, first.tasks, first.tuning, first.split, first.limit
-    return first.method, first.hyperparameters, suite, {record.seed for record in row.records}
 
 
 def _rule(ordered: list[Row]) -> list[int]:
@@ -231,6 +222,8 @@ def _seconds(value: float) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 3:
+        return f"[{len(value)} values]"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -20,7 +20,8 @@ from fusionlib.core import FusionError
 from fusionlib.press.files import read_json
 from fusionlib.press.project import Project, status_file
 
-RESULTS = ("On the suite", "What the knobs do")
+# the sections that differ between configurations: of a method's chapter, and of a suite's
+RESULTS = ("On the suite", "What the knobs do", "The fine-tunes", "Where the fine-tunes lie", "Unseen tasks")
 _LABEL = re.compile(r"^\([^)\n]+\)=\s*\n", flags=re.M)
 
 

@@ -1,0 +1,49 @@
+"""What many tests share: one run of every chapter on the smallest configuration, and the book built from it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
+
+
+@pytest.fixture(scope="session")
+def smoke_home(request):
+    """FUSIONLIB_HOME of the chapters: fine-tunes stay there between test runs, records do not."""
+    home = Path(request.config.cache.mkdir("fusionlib-home"))
+    shutil.rmtree(home / "records", ignore_errors=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def smoke_environment(smoke_home):
+    """The environment in which chapters are executed: no network, and nothing of the user's own cache."""
+    return {**os.environ, "FUSIONLIB_HOME": str(smoke_home), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def smoke_project(tmp_path_factory, smoke_environment):
+    """A copy of the book's sources in which ``fusionlib run`` has executed every chapter for ``smoke``."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("book", "params"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root / name)
+    command = [*FUSIONLIB, "run", "--params", "smoke"]
+    done = subprocess.run(command, cwd=root, env=smoke_environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return root
+
+
+@pytest.fixture(scope="session")
+def site(smoke_project):
+    """The book built from these chapters, with every complaint of the build being an error: the site's folder."""
+    from fusionlib.press.book import build
+
+    assert build(smoke_project, configurations=["smoke"]) == 0, (smoke_project / "_build" / "book.log").read_text()
+    return smoke_project / "_build" / "html"

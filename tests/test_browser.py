@@ -1,0 +1,128 @@
+"""The built pages in a real browser: no error, no request to the outside, maths, tables and figures there."""
+
+import functools
+import http.server
+import shutil
+import threading
+
+import pytest
+
+pytestmark = pytest.mark.book
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PAGES = [
+    "index",
+    "book/choose",
+    "book/notation",
+    "book/suites/tiny_clip",
+    "book/methods/simple_ensemble",
+    "book/methods/task_arithmetic",
+    "book/methods/ties_merging",
+    "book/results/leaderboard",
+    "book/howto/own_checkpoints",
+    "book/references",
+]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine; on Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser, address, request):
+    """Opens a page in a window of the wanted size and theme, and checks what must hold on every page."""
+    contexts = []
+
+    def open_page(name, viewport=WIDE, theme="light"):
+        context = browser.new_context(viewport=viewport, color_scheme=theme)
+        contexts.append(context)
+        page, errors, outside = context.new_page(), [], []
+        page.on(
+            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith((address, "data:")) else outside.append(r.url))
+        page.goto(f"{address}{name}.html")
+        page.wait_for_load_state("networkidle")
+        assert errors == [] and outside == []
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("viewport", "theme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone"])
+def test_page(opened, name, viewport, theme):
+    page = opened(name, viewport, theme)
+    assert page.title() and page.locator("article h1").count() == 1
+    too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert too_wide <= 0, f"the page is {too_wide} px wider than the window"
+    broken = page.evaluate("[...document.images].filter(i => i.complete && i.naturalWidth === 0).map(i => i.src)")
+    assert broken == []
+    assert page.evaluate("[...document.images].filter(i => !i.alt).map(i => i.src)") == [], "a picture without alt"
+
+
+def test_a_chapter_has_maths_tables_and_figures(opened):
+    page = opened("book/methods/ties_merging")
+    page.wait_for_selector("mjx-container")
+    assert page.locator("mjx-container").count() > 10 and page.locator("mjx-merror").count() == 0
+    assert page.locator("span.eqno").count() == 3, "numbered equations"
+    assert page.locator("table.fusion-table").count() == 2 and page.locator("dl.fusion-facts").count() == 1
+    assert page.locator("figure").count() >= 4 and page.locator("figcaption").first.inner_text().startswith("Fig.")
+    assert page.locator("table.fusion-table th").first.inner_text() == "Method"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_tables_are_readable(opened, theme):
+    """Text and what lies behind it differ by the contrast that guidelines ask for."""
+    page = opened("book/results/leaderboard", theme=theme)
+    ratio = page.evaluate(
+        """() => {
+        const cell = document.querySelector("table.fusion-table td");
+        const rgb = text => text.match(/[\\d.]+/g).map(Number);
+        const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+            .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        let behind = cell;
+        while (behind && (rgb(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
+        const [a, b] = [light(rgb(getComputedStyle(cell).color)), light(rgb(getComputedStyle(behind).backgroundColor))];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    }"""
+    )
+    assert ratio > 7
+
+
+def test_search_finds_a_method(opened):
+    page = opened("search")
+    page.fill("input[name=q] >> nth=-1", "election")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("ul.search li", timeout=10_000)
+    assert "TIES" in page.locator("ul.search").inner_text()

@@ -1,0 +1,114 @@
+"""Every chapter runs from its first cell to its last, by ``fusionlib run``, by papermill, and again with nbval."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted(path.relative_to(ROOT / "book").with_suffix("").as_posix() for path in ROOT.glob("book/**/*.ipynb"))
+MEASURING = [name for name in CHAPTERS if name.startswith(("methods/", "suites/"))]
+pytestmark = pytest.mark.book
+
+
+def outputs(notebook: Path) -> list[dict]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapter_runs(smoke_project, chapter):
+    executed = smoke_project / "_build" / "executed" / "smoke" / f"{chapter}.ipynb"
+    found = outputs(executed)
+    assert [o["ename"] for o in found if o["output_type"] == "error"] == []
+    assert any("text/html" in o.get("data", {}) for o in found), "no table"
+    assert any("image/svg+xml" in o.get("data", {}) for o in found), "no figure"
+    warned = [line for o in found for line in "".join(o.get("text", "")).splitlines() if "Warning" in line]
+    assert warned == []
+
+
+def test_nothing_runs_twice(smoke_project, smoke_environment):
+    command = [sys.executable, "-m", "fusionlib.press.cli", "run", "--params", "smoke"]
+    done = subprocess.run(command, cwd=smoke_project, env=smoke_environment, capture_output=True, text=True)
+    assert done.returncode == 0 and f"{len(CHAPTERS)} of {len(CHAPTERS)} up to date" in done.stdout
+
+
+@pytest.mark.parametrize("chapter", MEASURING)
+def test_another_run_gives_the_same_numbers(smoke_project, smoke_home, smoke_environment, chapter, tmp_path):
+    """nbval executes the chapter again, measures anew, and compares every table and number."""
+    home = tmp_path / "home"  # the same fine-tunes and no records
+    shutil.copytree(smoke_home / "checkpoints", home / "checkpoints")
+    executed = smoke_project / "_build" / "executed" / "smoke" / f"{chapter}.ipynb"
+    again = tmp_path / executed.name
+    again.write_text(json.dumps(comparable(json.loads(executed.read_text(encoding="utf-8")))), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", str(again)]
+    command += ["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini")]
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    # drawings may differ in the ids inside them
+    (tmp_path / "sanitize").write_text("[svg]\nregex: (?s)<\\?xml.*</svg>\nreplace: FIGURE\n")
+    command += ["--nbval-sanitize-with", str(tmp_path / "sanitize")]
+    environment = {**smoke_environment, "FUSIONLIB_HOME": str(home)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert f"{sum(c['cell_type'] == 'code' for c in json.loads(again.read_text())['cells'])} passed" in done.stdout
+
+
+def comparable(notebook: dict) -> dict:
+    """The notebook without what may differ: the log of records that were read, and what measures time."""
+    quiet = "# NBVAL_IGNORE_OUTPUT\nimport logging\nlogging.disable(logging.INFO)"
+    first = {
+        "cell_type": "code",
+        "id": "quiet",
+        "metadata": {},
+        "source": quiet,
+        "outputs": [],
+        "execution_count": None,
+    }
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+            cell["source"] = assigned("".join(cell["source"]))
+            if "milliseconds" in cell["source"]:
+                cell["source"] = f"# NBVAL_IGNORE_OUTPUT\n{cell['source']}"
+    return {**notebook, "cells": [first, *notebook["cells"]]}
+
+
+def assigned(source: str) -> str:
+    """A last line that ends in a semicolon, so as not to be shown, as an assignment: nbval overlooks semicolons."""
+    if not source.rstrip().endswith(";"):
+        return source
+    lines = source.rstrip().removesuffix(";").splitlines()
+    last = ast.parse(source).body[-1].lineno - 1
+    return "\n".join([*lines[:last], f"_ = {lines[last]}", *lines[last + 1 :]])
+
+
+def papermill(chapter: str, out: Path, environment: dict, *options: str) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        f"book/{chapter}.ipynb",
+        str(out),
+        "-f",
+        "params/smoke.yaml",
+        *options,
+    ]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_plain_papermill(smoke_project, smoke_environment, tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = papermill("methods/ties_merging", out, smoke_environment, "-p", "scale", "0.4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    tables = ["".join(o["data"]["text/plain"]) for o in outputs(out) if "text/html" in o.get("data", {})]
+    assert any("scale 0.4" in table for table in tables)
+
+
+def test_plain_papermill_refuses_a_misspelt_parameter(smoke_project, smoke_environment, tmp_path):
+    done = papermill("methods/ties_merging", tmp_path / "out.ipynb", smoke_environment, "-p", "scal", "0.4")
+    assert done.returncode != 0
+    assert "this chapter has no parameter 'scal'. Did you mean 'scale'?" in done.stderr
