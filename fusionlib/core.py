@@ -59,7 +59,9 @@ class MethodCard:
         cite: key in ``book/references.bib``.
         kind: what comes out: several models side by side, one of the same shape, or a new architecture.
         takes: which of the two shapes of ``fuse`` the module has.
+        fuses: "finetuned", or "pretrained" for methods that enlarge one model and are given no others.
         needs: the information used beyond the weights; ``run`` hands over exactly this.
+        needs_when: (hyper-parameter, value) -> what is needed besides if it has this value.
         scope: the grain at which the method separates (``element``, ``tensor``) or ``model`` if it does not.
         symmetric: whether the order of the models is without effect.
         identity: hyper-parameters at which one fine-tuned model alone comes back; None if there are none.
@@ -72,12 +74,19 @@ class MethodCard:
     cite: str
     kind: Kind
     takes: Literal["weights", "models"] = "weights"
+    fuses: Literal["finetuned", "pretrained"] = "finetuned"
     needs: frozenset[Need] = frozenset()
+    needs_when: Mapping[tuple[str, Any], Need] = field(default_factory=lambda: MappingProxyType({}))
     scope: Scope = "model"
     symmetric: bool = True
     identity: Mapping[str, Any] | None = None
     grid: Mapping[str, tuple] = field(default_factory=lambda: MappingProxyType({}))
     version: int = 1
+
+    def needs_with(self, hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
+        """The information used beyond the weights at these hyper-parameters."""
+        more = {need for (name, value), need in self.needs_when.items() if hyperparameters.get(name) == value}
+        return self.needs | more
 
 
 class FusionMethod(Protocol):

@@ -12,14 +12,14 @@ from bench_helpers import make_record, toy_suite
 from filelock import FileLock
 
 import fusionlib as fl
-from fusionlib.bench import records
+from fusionlib.bench import provenance, records
 from fusionlib.bench.provenance import source_hash
 from fusionlib.core import CheckpointError, ParameterError, UnknownName
 
 APPENDER = """
 import sys
 from bench_helpers import make_record
-from fusionlib.bench import records
+from fusionlib.bench import provenance, records
 print("ready", flush=True)
 sys.stdin.readline()
 for index in range(40):
@@ -232,3 +232,12 @@ def test_preferred_keeps_what_validation_chose():
     ]
     kept = fl.records.preferred(made)
     assert [(r.method, r.selected_on) for r in kept] == [("task_arithmetic", "val"), ("simple_average", None)]
+
+
+def test_a_source_hash_covers_what_a_method_imports():
+    names = provenance._shared_imports(
+        "from fusionlib.ops.trim import global_trim\nfrom fusionlib.core import Record\n"
+    )
+    assert names[0] == "ops/trim" and "core" in names and "ops/streaming" not in names
+    everything = provenance._shared_imports("import fusionlib as fl\n")
+    assert {"ops/trim", "ops/modules", "ops/thresholds"} <= set(everything)

@@ -36,11 +36,11 @@ def test_a_law_that_does_not_hold_is_found():
 
     broken = Broken()
     with pytest.raises(AssertionError):
-        testing.copies_of_pretrained_change_nothing(broken)
+        testing.laws.copies_of_pretrained_change_nothing(broken)
     with pytest.raises(AssertionError):
-        testing.one_model_alone_comes_back(broken)
+        testing.laws.one_model_alone_comes_back(broken)
     with pytest.raises(AssertionError):
-        testing.keeps_keys_shapes_and_dtypes(broken)
+        testing.laws.keeps_keys_shapes_and_dtypes(broken)
 
 
 @pytest.mark.parametrize("name", methods.names())

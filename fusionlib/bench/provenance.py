@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
 import json
 import platform
 import subprocess
+import textwrap
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +32,8 @@ def digest(value: Any) -> str:
 
 @functools.cache
 def source_hash(name: str) -> str:
-    """Hash of the source that determines the counts of a method or reference: its file, ops, core, the evaluation."""
+    """Hash of the source that determines the counts of a method or reference: its file, what that imports of ours,
+    and the evaluation."""
     own = [] if name in REFERENCES else [_PACKAGE / "methods" / f"{name}.py"]
     return _hash_with_shared([path.read_text(encoding="utf-8") for path in own])
 
@@ -50,8 +53,33 @@ def own_source_hash(method: FusionMethod) -> str:
 
 
 def _hash_with_shared(sources: list[str]) -> str:
-    shared = [*sorted((_PACKAGE / "ops").glob("*.py")), _PACKAGE / "core.py", _PACKAGE / "bench" / "evaluate.py"]
-    return digest([*([path.name, path.read_text(encoding="utf-8")] for path in shared), *sources])
+    """Hash of these sources, of the evaluation, and of the parts of ops and core that any of them imports."""
+    counted = (_PACKAGE / "bench" / "evaluate.py").read_text(encoding="utf-8")
+    texts = [*sources, counted]
+    found: dict[str, str] = {}
+    waiting = [name for text in texts for name in _shared_imports(text)]
+    while waiting:
+        name = waiting.pop()
+        path = _PACKAGE / f"{name}.py"
+        if name not in found and path.is_file():
+            found[name] = path.read_text(encoding="utf-8")
+            waiting += _shared_imports(found[name])
+    return digest([sorted(found.items()), *texts])
+
+
+def _shared_imports(source: str) -> list[str]:
+    """Files of ops and core that a source imports, such as "ops/trim"; all of ops where it imports more than names."""
+    names = []
+    for node in ast.walk(ast.parse(textwrap.dedent(source))):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for module in modules:
+            if module in ("fusionlib", "fusionlib.ops"):
+                names += [f"ops/{path.stem}" for path in sorted((_PACKAGE / "ops").glob("*.py"))]
+            elif module.startswith(("fusionlib.ops.", "fusionlib.core")):
+                names.append(module.removeprefix("fusionlib.").replace(".", "/"))
+    return names
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from torch import nn
 
 from fusionlib import methods
 from fusionlib.bench import records
+from fusionlib.bench.calibration import calibration
 from fusionlib.bench.evaluate import evaluate, evaluate_task
 from fusionlib.bench.measure import Measured
 from fusionlib.bench.provenance import REFERENCES, digest, own_source_hash, provenance, source_hash, versions
@@ -162,7 +163,7 @@ def complete(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     takes = {
         name: parameter
         for name, parameter in inspect.signature(known.fuse).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "data"
     }
     for name in given:
         if name not in takes:
@@ -197,14 +198,16 @@ def _fuser(
     method: FusionMethod, suite: Suite, hyperparameters: Mapping[str, Any]
 ) -> Callable[[], StateDict | nn.Module]:
     """The call to ``fuse`` alone, to be measured; its inputs are prepared before."""
-    if not suite.finetuned:
+    alone = method.card.fuses == "pretrained"
+    if not suite.finetuned and not alone:
         raise ParameterError('the suite was loaded with tuning="none" and has no fine-tuned models to fuse.')
-    quiet = nullcontext if method.card.needs else torch.no_grad
-    inputs = suite.weights if method.card.takes == "weights" else suite.models
+    pretrained, finetuned = suite.weights if method.card.takes == "weights" else suite.models
+    needs = method.card.needs_with(hyperparameters)
+    given = {**hyperparameters, "data": calibration(suite, needs)} if needs else hyperparameters
 
     def call() -> StateDict | nn.Module:
-        with quiet():
-            return method.fuse(*inputs, **hyperparameters)
+        with nullcontext() if needs else torch.no_grad():
+            return method.fuse(pretrained, [] if alone else finetuned, **given)
 
     return call
 
@@ -247,7 +250,7 @@ def _question(
         limit=limit,
         counts={},
         selected_on=selected_on,
-        needs=() if card is None else tuple(sorted(card.needs)),
+        needs=() if card is None else tuple(sorted(card.needs_with(hyperparameters))),
         stored_parameters=0,
         active_parameters=0,
         fusion_seconds=0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,17 @@ def pixels(task: Task, split: str, preprocess: Preprocess, limit: int | None = N
     for start in range(0, total, CHUNK):
         images, labels = _chunk(task, split, preprocess, key, start // CHUNK)
         yield images[: total - start], labels[: total - start]
+
+
+def examples(task: Task, split: str, preprocess: Preprocess, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Chosen examples in the order of ``indices``: uint8 pictures (n, 3, H, W), int64 labels (n,)."""
+    key = _key(task, split, preprocess)
+    images, labels = [], []
+    for index in indices:
+        some_images, some_labels = _chunk(task, split, preprocess, key, index // CHUNK)
+        images.append(some_images[index % CHUNK])
+        labels.append(some_labels[index % CHUNK])
+    return torch.stack(images), torch.stack(labels)
 
 
 def _key(task: Task, split: str, preprocess: Preprocess) -> str:

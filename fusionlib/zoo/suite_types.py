@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusionlib.core import ParameterError, StateDict, UnknownName, suggest
 from fusionlib.zoo.backbone import Backbone
-from fusionlib.zoo.inputs import pixels
+from fusionlib.zoo.inputs import examples, pixels
 from fusionlib.zoo.task import SPLITS, Task
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -105,6 +105,15 @@ class Suite:
             _check_positive("limit", limit)
         _check_positive("batch_size", batch_size)
         return self._batches(source, split, limit, batch_size)
+
+    def examples(self, task: str, split: str, indices: Sequence[int]) -> tuple[Batch, Tensor]:
+        """Chosen examples of a task, as one batch in the order of ``indices``, on ``device``.
+
+        Raises: UnknownName, ParameterError; IndexError, if the split has no such example.
+        """
+        source = self.task(task)
+        images, labels = examples(source, split, self.backbone.preprocess, indices)
+        return {"pixel_values": self.backbone.preprocess.normalise(images.to(self.device))}, labels.to(self.device)
 
     def _batches(self, task: Task, split: str, limit: int | None, size: int) -> Iterator[tuple[Batch, Tensor]]:
         for images, labels in pixels(task, split, self.backbone.preprocess, limit):
