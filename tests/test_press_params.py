@@ -1,6 +1,7 @@
 """Configurations: what is wrong in a file or on the command line is one sentence, said before anything runs."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from press_helpers import make_project, write_chapter
@@ -177,3 +178,14 @@ def test_restrictions_of_a_chapter_are_checked(project):
     (project.book / "methods" / "a.ipynb").write_text("{")
     with pytest.raises(ParameterError, match="cannot be read as a notebook"):
         chapters.read_all(project)
+
+
+def test_a_hyperparameter_out_of_range_is_refused_before_anything_runs(project):
+    write_chapter(project, "methods/ties_merging", parameters=SIX + "density = 0.2\ntrim = 'global'")
+    found = [chapter for chapter in chapters.read_all(project) if chapter.name == "methods/ties_merging"]
+    given = params.Configuration("one", "one.yaml", {"density": 0, "trim": "globl"}, {"density": 1, "trim": 2})
+    with pytest.raises(ParameterError) as refusal:
+        params.check([given], found, found, project.root)
+    assert "line 1: density = 0 is out of range" in str(refusal.value)
+    assert "line 2: trim = 'globl'" in str(refusal.value)
+    params.check([replace(given, values={"density": 0.5, "trim": "tensor"})], found, found, project.root)

@@ -14,6 +14,7 @@ import yaml
 from fusionlib.core import ParameterError, suggest
 from fusionlib.press.chapters import Chapter
 from fusionlib.press.project import Project
+from fusionlib.press.trial import out_of_range
 from fusionlib.press.values import SHARED, impossible, mismatch
 
 DEFAULTS = ("tiny-clip", "tiny-clip-lora")
@@ -144,6 +145,8 @@ def check(
                 wanted = mismatch(value, chapter.parameters[key]) if key in chapter.parameters else None
                 if wanted:
                     problems.append(f"{where}: {key}={value!r} must be {wanted}, as in chapter {chapter.name}.")
+                elif refusal := out_of_range(chapter, key, value) if key in chapter.parameters else None:
+                    problems.append(f"{where}: {refusal}")
     if problems:
         distinct = list(dict.fromkeys(problems))
         head = f"{len(distinct)} parameters were refused, and nothing was run:\n  " if len(distinct) > 1 else ""
