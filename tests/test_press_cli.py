@@ -174,17 +174,18 @@ def begin(tmp_path):
 
     yield project, start
     for process in alive(started):
-        process.kill()
+        with process:
+            process.kill()
 
 
-@pytest.mark.parametrize(("signum", "fork"), [("SIGINT", "1"), ("SIGKILL", "1"), ("SIGTERM", "0")])
-def test_an_ended_run_leaves_no_process_and_goes_on(begin, tmp_path, capsys, monkeypatch, signum, fork):
+@pytest.mark.parametrize("signum", ["SIGINT", "SIGKILL"])
+def test_an_ended_run_leaves_no_process_and_goes_on(begin, tmp_path, capsys, monkeypatch, signum):
     project, start = begin
     first, second = (project.executed_copy("one", f"methods/{name}") for name in "ab")
-    run = start("--jobs", "1", FUSIONLIB_FORK=fork)
+    run = start("--jobs", "1")
     wait_for((project.root / "reached").exists)
     processes = family(run)
-    assert len(processes) == (5 if fork == "1" else 4), "runner, the process it forks from, job, kernel and its child"
+    assert len(processes) == 5, "the runner, the process it forks from, the job, the kernel and its child"
     run.send_signal(getattr(signal, signum))
     out, err = run.communicate(timeout=8)
     if signum == "SIGKILL":
@@ -200,25 +201,39 @@ def test_an_ended_run_leaves_no_process_and_goes_on(begin, tmp_path, capsys, mon
 
     monkeypatch.chdir(project.root)
     monkeypatch.setattr(keys, "library", lambda: SOURCE)
+    for name, value in light_environment(tmp_path / "light").items():
+        monkeypatch.setenv(name, value)
     code, out, _ = command(capsys, "run", "--dry-run")
     assert code == 0
     assert [line.partition("  ")[0] for line in out.splitlines()[:-1]] == ["up to date", "would run", "would run"]
     if signum == "SIGINT":
         written = first.stat().st_mtime_ns
         (project.root / "hold").unlink()
-        again = start("--jobs", "2")
-        out, err = again.communicate(timeout=30)
-        assert (again.returncode, err) == (1, "")
+        code, out, err = command(capsys, "run", "--jobs", "2")
+        assert (code, err) == (1, "")
         assert out.startswith("1 of 3 up to date\n") and "FAILED  methods/c (one)\n  in cell [2]:\n    | 1 / 0\n" in out
         assert printed(second) == "end -9\n" and first.stat().st_mtime_ns == written
+
+
+def test_termination_is_an_interrupt_and_ends_kernels_that_were_not_forked(begin, tmp_path):
+    project, start = begin
+    run = start("--chapters", "b", FUSIONLIB_FORK="0")
+    wait_for((project.root / "reached").exists)
+    processes = family(run)
+    assert len(processes) == 4, "the runner, the job, the kernel and its child"
+    run.terminate()
+    out, err = run.communicate(timeout=8)
+    assert (run.returncode, err) == (130, "") and out.endswith("\ninterrupted: 0 of 1 done; run again to go on\n")
+    assert not alive(processes) and not list((tmp_path / "tmp").glob("fusionlib-*"))
+    assert [path.name for path in project.executed.iterdir()] == [".lock"]
 
 
 def test_an_interrupt_while_the_libraries_are_loaded(begin):
     project, start = begin
     run = start()
-    wait_for(run.children)
+    wait_for(lambda: any("fusionlib.press.zygote" in child.cmdline() for child in run.children()))
     processes = family(run)
-    assert "fusionlib.press.zygote" in processes[1].cmdline()
+    wait_for(lambda: processes[1].cpu_times().user > 0.1)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=5)
     assert (run.returncode, err) == (130, "") and "interrupted: 0 of 3 done; run again to go on" in out

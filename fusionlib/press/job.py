@@ -181,7 +181,9 @@ def main() -> None:
 
     def watch() -> None:
         sys.stdin.read()
-        job.abandon()
+        if os.name == "nt":
+            job.abandon()
+        os.kill(os.getpid(), signal.SIGTERM)  # handled by the main thread, which else would go on writing meanwhile
 
     threading.Thread(target=watch, daemon=True).start()
     job.run()
