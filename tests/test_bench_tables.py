@@ -209,3 +209,8 @@ def test_mark_best():
 
 def test_half_width_for_prose():
     assert tables.half_width(make_record(counts={"a": (5, 10)})) == pytest.approx(1.959964 * 0.025**0.5)
+
+
+def test_plain_values():
+    texts, _, _ = parse_table(tables.plain(["name", "n", "share"], [("a <b>", 12345, 0.5)], fmt="{:.2f}"))
+    assert texts == [{"name": "a <b>", "n": "12,345", "share": "0.50"}]

@@ -131,12 +131,16 @@ def fact_box(method: Method) -> Facts:
     return Facts(card.title, facts)
 
 
-def plain(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Any values in the look of the book's tables: the first column names the rows, numbers are set flush right."""
+def plain(columns: Sequence[str], rows: Iterable[Sequence[Any]], fmt: str = "{:.3g}") -> Table:
+    """Any values in the look of the book's tables: the first column names the rows, numbers are set flush right.
+
+    Args:
+        fmt: how numbers with a fraction are written.
+    """
     body = []
     for row in rows:
         numbers = [isinstance(value, int | float) for value in row]
-        texts = [f"{value:,}" if isinstance(value, int) else _value(value) for value in row]
+        texts = [fmt.format(v) if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in row]
         body.append([Cell(text, number=number) for text, number in zip(texts, numbers, strict=True)])
     return Table(columns, body)
 
