@@ -166,7 +166,7 @@ def test_dots_by_task_with_intervals():
     ax = draw(figure)
     assert words(ax.get_yticklabels()) == ["a", "b"] and ax.get_xlabel() == "accuracy, test (%)"
     first, second = ax.containers  # references come first
-    assert [c.get_label() for c in (first, second)] == ["Fine-tuned (each its own)", "Task Arithmetic, scale 0.3"]
+    assert [c.get_label() for c in (first, second)] == ["Fine-tuned (each its own)", "Task Arithmetic"]
     assert list(second.lines[0].get_xdata()) == [100, 50]
     interval = second.lines[2][0].get_segments()[1][:, 0]
     assert list(interval) == pytest.approx([23.6593, 76.3407], abs=1e-3)

@@ -214,3 +214,13 @@ def test_half_width_for_prose():
 def test_plain_values():
     texts, _, _ = parse_table(tables.plain(["name", "n", "share"], [("a <b>", 12345, 0.5)], fmt="{:.2f}"))
     assert texts == [{"name": "a <b>", "n": "12,345", "share": "0.50"}]
+
+
+def test_short_labels_name_only_what_differs():
+    made = [
+        make_record(hyperparameters={"scale": 0.4}),
+        make_record("ties_merging", hyperparameters={"density": 0.2, "scale": 1.0, "combine": "mean"}),
+        make_record("ties_merging", hyperparameters={"density": 0.2, "scale": 0.5, "combine": "sum"}),
+    ]
+    wanted = ["Task Arithmetic", "TIES-Merging, scale 1, combine mean", "TIES-Merging, scale 0.5, combine sum"]
+    assert tables.short_labels(made) == wanted

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.scores import Row, rows, wilson, without_repeats
 from fusionlib.bench.style import COLOURS, GREY, SIZES, colour, marker, use_style
-from fusionlib.bench.tables import label, title
+from fusionlib.bench.tables import short_labels, title
 from fusionlib.core import ParameterError, Record, suggest
 
 __all__ = ["COLOURS", "bars", "dots", "gaps", "heatmap", "sweep", "tradeoff", "use_style"]
@@ -176,7 +176,7 @@ def gaps(records: Iterable[Record]) -> Figure:
     if ceiling is None or not ranked:
         raise ParameterError("gaps need the record of the fine-tuned models and of something else: fl.references().")
     matrix = [[100 * (row.accuracy[t] - top) for t, top in ceiling.accuracy.items()] for row in ranked]
-    names = [label(row.first) for row in ranked]
+    names = short_labels([row.first for row in ranked])
     return heatmap(matrix, names, columns=list(ceiling.accuracy), fmt="{:+.0f}", diverging=True)
 
 
@@ -186,6 +186,7 @@ def dots(records: Iterable[Record]) -> Figure:
     tasks = list(found[0].first.counts)
     fig, ax = plt.subplots(figsize=(SIZES["wide"][0], 1.6 + 0.6 * len(tasks)))
     step = 0.7 / len(found)
+    names = short_labels([row.first for row in found])
     for index, row in enumerate(found):
         first = row.first
         offset = (index - (len(found) - 1) / 2) * step
@@ -201,7 +202,7 @@ def dots(records: Iterable[Record]) -> Figure:
             xerr=[below, above],
             ms=5.5,
             elinewidth=1,
-            label=label(first),
+            label=names[index],
             **_look(first),
         )
     ax.set_yticks(range(len(tasks)), tasks)
@@ -219,14 +220,15 @@ def tradeoff(records: Iterable[Record], cost: str = "stored") -> Figure:
         raise ParameterError(f"cost = {cost!r} is not known; allowed: 'stored', 'active', 'seconds'.")
     single = min(row.first.active_parameters for row in found)
     fig, ax = plt.subplots(figsize=SIZES["wide"])
-    for row in found:
+    names = short_labels([row.first for row in found])
+    for row, name in zip(found, names, strict=True):
         first = row.first
         spent = {
             "stored": first.stored_parameters / single,
             "active": first.active_parameters / single,
             "seconds": first.fusion_seconds,
         }[cost]
-        ax.errorbar(spent, 100 * row.average, yerr=100 * row.spread, ms=7, label=label(first), **_look(first))
+        ax.errorbar(spent, 100 * row.average, yerr=100 * row.spread, ms=7, label=name, **_look(first))
     titles = {"stored": "stored parameters (models)", "active": "parameters read per prediction (models)"}
     ax.set(xlabel=titles.get(cost, "fusion time (s)"), ylabel=f"average accuracy, {found[0].first.split} (%)")
     fig.legend(loc="outside right upper")

@@ -164,6 +164,17 @@ def label(record: Record) -> str:
     return title(record.method) + (f", {settings}" if settings else "") + tuned
 
 
+def short_labels(records: Sequence[Record]) -> list[str]:
+    """Names for a figure: the method, and only those hyper-parameters in which its records differ."""
+    names = []
+    for record in records:
+        same = [other.hyperparameters for other in records if other.method == record.method]
+        differing = {n: v for n, v in record.hyperparameters.items() if any(other.get(n) != v for other in same)}
+        settings = ", ".join(f"{name} {_value(value)}" for name, value in differing.items())
+        names.append(title(record.method) + (f", {settings}" if settings else ""))
+    return names
+
+
 def _settings(record: Record) -> str:
     """Hyper-parameters in the card's grid, and others that differ from their default."""
     if record.method in REFERENCES or record.method not in methods.names():
