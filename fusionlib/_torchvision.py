@@ -20,12 +20,7 @@ _kept: list[torch.library.Library] = []  # a Library's declarations vanish when 
 
 def cure() -> bool:
     """Declare ``torchvision::nms`` and ``torchvision::qnms`` if torchvision could not; True if it did."""
-    if (
-        torch.version.cuda is not None
-        or torch.version.hip is not None
-        or "torchvision" in sys.modules
-        or _kept
-    ):
+    if torch.version.cuda is not None or torch.version.hip is not None or "torchvision" in sys.modules or _kept:
         return False
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:

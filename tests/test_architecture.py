@@ -68,7 +68,9 @@ def test_no_file_is_too_long(path):
     assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= 300
 
 
-FORBIDDEN = re.compile(r"(/home/|/root/|/Users/|/data0/|/workspace/|pickle\.load|trust_remote_code=True|strict=False\b)")
+FORBIDDEN = re.compile(
+    r"(/home/|/root/|/Users/|/data0/|/workspace/|pickle\.load|trust_remote_code=True|strict=False\b)"
+)
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if f.startswith(("fusionlib/", "book/", "params/", "benchmarks/"))])
