@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import MappingProxyType
 
@@ -39,10 +40,11 @@ def fuse(pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float 
     scales = model_scales(scale, len(finetuned))
 
     def moved(block: Block) -> Tensor:
-        change = (block.models[0] - block.base).mul_(scales[0])
-        step = torch.empty_like(change)
-        for factor, model in zip(scales[1:], block.models[1:], strict=True):
-            change.add_(torch.sub(model, block.base, out=step), alpha=factor)
-        return change.add_(block.base)
+        # (1 - sum of scales) pretrained + sum of scale x fine-tuned: half the passes over memory of the
+        # differences, equal to them but for rounding in the last bits of the weights
+        fused = block.base * (1 - math.fsum(scales))
+        for factor, model in zip(scales, block.models, strict=True):
+            fused.add_(model, alpha=factor)
+        return fused
 
     return stream(pretrained, finetuned, moved)
