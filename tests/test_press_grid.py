@@ -200,7 +200,7 @@ def test_one_run_at_a_time_in_a_folder_that_can_be_written(project):
     (project.executed / ".lock").unlink()
     project.executed.rmdir()
     project.executed.write_text("a file where the folder should be")
-    with pytest.raises(FusionError, match="cannot be written: .* Free some space or change its permissions"):
+    with pytest.raises(FusionError, match=r"cannot be written: .* Free some space or change its permissions"):
         press(project)
 
 
