@@ -80,7 +80,7 @@ def main() -> None:
     for name in ("simple_average", "task_arithmetic", "ties_merging"):
         print(
             f"{name:16} {median[name]:.3f} s = {median[name] / floor:.2f} x and {median[name] / fresh:.2f} x the "
-            f"floors; high-water mark of memory rose by {extra[name] / 1e6:.2f} GB (the result is {4 * count / 1e9:.2f})"
+            f"floors; high-water mark rose by {extra[name] / 1e6:.2f} GB (the result is {4 * count / 1e9:.2f})"
         )
 
 

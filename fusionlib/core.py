@@ -85,7 +85,9 @@ class MethodCard:
 
     def needs_with(self, hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
         """The information used beyond the weights at these hyper-parameters."""
-        more = {need for (name, value), need in self.needs_when.items() if hyperparameters.get(name) == value}
+        more: set[Need] = {
+            need for (name, value), need in self.needs_when.items() if hyperparameters.get(name) == value
+        }
         return self.needs | more
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from fusionlib.core import FusionError
+from fusionlib.press import book
 from fusionlib.press.book import build
 from fusionlib.press.project import Project
 from fusionlib.press.staging import stage
@@ -130,3 +131,11 @@ def test_plain_jupyter_book_accepts_the_configuration(smoke_project, tmp_path):
     complaints = [line for line in done.stderr.splitlines() if "WARNING" in line and not absent.search(line)]
     assert done.returncode == 0 and complaints == [], complaints[:5]
     assert (root / "_build/html/book/methods/ties_merging.html").is_file()
+
+
+def test_what_was_tried_by_hand_stays_out_of_the_book(smoke_project, tmp_path):
+    root = tmp_path / "project"
+    shutil.copytree(smoke_project / "params", root / "params")
+    for name in ("tiny-clip", "tiny-clip-lora", "tiny-clip+scale=0.4", "smoke", "smoke+scale=0.4"):
+        (root / "_build" / "executed" / name).mkdir(parents=True)
+    assert book._configurations(Project(root)) == ["tiny-clip", "tiny-clip-lora"]

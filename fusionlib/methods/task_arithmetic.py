@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict

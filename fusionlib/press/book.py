@@ -57,10 +57,12 @@ def build(root: Path, *, configurations: Sequence[str] | None = None, serve: boo
 
 
 def _configurations(project: Project) -> list[str]:
-    """The default configuration, then the others of which executed chapters exist, by name; not the smoke run."""
-    folders = project.executed.iterdir() if project.executed.is_dir() else ()
-    found = sorted(path.name for path in folders if path.is_dir() and path.name not in (DEFAULT, "smoke"))
-    return [DEFAULT, *found]
+    """The default configuration, then the others of which executed chapters exist, by name.
+
+    Left out are the smoke run, and what was tried with ``-p``, which has no file in ``params/``.
+    """
+    known = {path.stem for path in project.params.glob("*.yaml")} - {DEFAULT, "smoke"}
+    return [DEFAULT, *sorted(name for name in known if (project.executed / name).is_dir())]
 
 
 def _jupyter_book(staged: Path, log: Path) -> bool:

@@ -68,6 +68,7 @@ def run(**asked: Any) -> int:
 def book(no_run: bool, serve: bool, **asked: Any) -> int:
     """Execute what is not up to date, then build the book."""
     from fusionlib.press import grid, project
+    from fusionlib.press import params as files
     from fusionlib.press.book import build
 
     found = project.find()
@@ -76,7 +77,11 @@ def book(no_run: bool, serve: bool, **asked: Any) -> int:
         if code:
             click.echo("The book was not built; `fusionlib book --no-run` builds it from what there is.", err=True)
             return code
-    return build(found.root, serve=serve, force=asked["force"])
+    shown = None
+    if asked["params"]:
+        read = [files.read(path) for path in files.locate(asked["params"], found)]
+        shown = [files.override(configuration, asked["overrides"]).name for configuration in read]
+    return build(found.root, configurations=shown, serve=serve, force=asked["force"])
 
 
 @group.command()
