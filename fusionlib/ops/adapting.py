@@ -1,0 +1,113 @@
+"""Learning merging coefficients from unlabelled inputs: what the two forms of AdaMerging share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusionlib.core import NonFiniteError, ParameterError
+from fusionlib.ops.blending import Blend
+from fusionlib.ops.calibration import CalibrationData
+from fusionlib.ops.coefficients import finite, in_range
+from fusionlib.ops.entropy import mean_entropy
+from fusionlib.ops.modules import Batch
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came out of it.
+
+    Attributes:
+        model: the merged model at the last coefficients.
+        names: of the parameters with coefficients of their own, in the order of the rows.
+        trajectory: the coefficients before the first and after every step, (steps + 1, rows, T), on the CPU.
+        entropies: mean entropy of every task's batch before each step, in nats, (steps, T), on the CPU.
+    """
+
+    model: nn.Module
+    names: list[str]
+    trajectory: Tensor
+    entropies: Tensor
+
+
+def minimise_entropy(
+    pretrained: nn.Module,
+    finetuned: Sequence[nn.Module],
+    data: CalibrationData,
+    *,
+    by_layer: bool,
+    init: float,
+    lr: float,
+    steps: int,
+    batch_size: int,
+    clamp: Sequence[float] | None,
+    split: str,
+) -> Adapted:
+    """Adam on the coefficients of the task vectors; the loss sums the mean entropies of one batch of every task.
+
+    Raises: ParameterError, KeyMismatch, NonFiniteError.
+    """
+    limits = _check(init, lr, steps, batch_size, clamp)
+    if len(data.tasks) != len(finetuned):
+        raise ParameterError(
+            f"there are {len(finetuned)} fine-tuned models and data of {len(data.tasks)} tasks; "
+            "give one task per model, in the order of the models."
+        )
+    blend = Blend(pretrained, finetuned, init, by_layer=by_layer)
+    streams = [data.stream(task, split, batch_size) for task in data.tasks]
+    table = blend.coefficients
+    optimizer = torch.optim.Adam([table], lr=lr)
+    path, entropies = [table.clone()], []
+    for _ in range(steps):
+        entropies.append(entropy_backward(blend, data, [next(batches) for batches in streams]))
+        table.grad = blend.gradient()
+        optimizer.step()
+        if limits is not None:
+            table.clamp_(*limits)
+        path.append(table.clone())
+        blend.apply()
+    if not bool(torch.isfinite(table).all()):
+        raise NonFiniteError(
+            f"after {steps} steps the coefficients are not finite; the predictions had become NaN or Inf on the way. "
+            f"Use a smaller lr than {lr:g}, or clamp=(0, 1)."
+        )
+    kept = torch.stack(entropies).cpu() if entropies else torch.zeros(0, len(finetuned))
+    return Adapted(blend.finish(), blend.names, torch.stack(path).cpu(), kept)
+
+
+def entropy_backward(blend: Blend, data: CalibrationData, batches: Sequence[Batch]) -> Tensor:
+    """Adds the gradient of every task's mean entropy to the model's parameters; returns the entropies, (T,).
+
+    One task after the other, so that the activations of one batch are held at a time.
+    """
+    found = []
+    parameters = list(blend.model.parameters())
+    with torch.enable_grad():
+        for task, batch in zip(data.tasks, batches, strict=True):
+            loss = mean_entropy(data.logits(task, blend.model, batch))
+            loss.backward(inputs=parameters)
+            found.append(loss.detach())
+    return torch.stack(found)
+
+
+def _check(
+    init: float, lr: float, steps: int, batch_size: int, clamp: Sequence[float] | None
+) -> tuple[float, float] | None:
+    finite("init", init)
+    in_range("lr", finite("lr", lr), 0, math.inf, low_open=True)
+    for name, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ParameterError(f"{name} = {value!r} is not allowed; it must be an integer, {least} or greater.")
+    if clamp is None:
+        return None
+    if isinstance(clamp, str) or not isinstance(clamp, Sequence) or len(clamp) != 2:
+        raise ParameterError(f"clamp = {clamp!r} is not allowed; give (low, high), such as (0, 1), or None.")
+    low, high = finite("clamp[0]", clamp[0]), finite("clamp[1]", clamp[1])
+    if not low < high:
+        raise ParameterError(f"clamp = {clamp!r} is empty; the first number must be the smaller one.")
+    in_range("init", init, low, high)
+    return low, high

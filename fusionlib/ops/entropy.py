@@ -1,0 +1,18 @@
+"""How unsure predictions are: a loss that needs inputs and no labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """Mean over the examples of the Shannon entropy of softmax(logits), in nats: a scalar in [0, log classes].
+
+    Args:
+        logits: shape (B, classes); -inf means a class that is ruled out. Half precision is computed in float32.
+    """
+    log_chances = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    # A class without any chance adds 0, yet 0 * -inf is NaN; the largest finite number in its place is harmless.
+    finite = log_chances.clamp(min=torch.finfo(log_chances.dtype).min)
+    return -(log_chances.exp() * finite).sum(dim=-1).mean()
