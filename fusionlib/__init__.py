@@ -23,6 +23,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "run": ("fusionlib.bench.run", "run"),
     "references": ("fusionlib.bench.run", "references"),
     "evaluate": ("fusionlib.bench.evaluate", "evaluate"),
+    "calibration": ("fusionlib.bench.calibration", "calibration"),
     "accuracy": ("fusionlib.bench.scores", "accuracy"),
     "sweep": ("fusionlib.bench.search", "sweep"),
     "tune": ("fusionlib.bench.search", "tune"),
@@ -42,6 +43,7 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from fusionlib import methods, ops, testing
     from fusionlib.bench import plots, records, tables
+    from fusionlib.bench.calibration import calibration
     from fusionlib.bench.evaluate import evaluate
     from fusionlib.bench.notebook import check_parameters, glue
     from fusionlib.bench.run import fuse, references, run

@@ -98,6 +98,8 @@ def test_mismatches_are_named(name):
 def test_nothing_to_fuse(name):
     method = methods.get(name)
     given = testing.hyperparameters(method, 0)
+    if method.card.needs:
+        given["data"] = testing.tiny_data(0)
     pretrained = testing.tiny_model()
     first = pretrained.state_dict() if method.card.takes == "weights" else pretrained
     with pytest.raises(ParameterError):

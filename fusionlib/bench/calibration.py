@@ -7,7 +7,7 @@ from fusionlib.ops.calibration import CalibrationData
 from fusionlib.zoo.suite import Suite
 
 
-def calibration(suite: Suite, allowed: frozenset[Need]) -> CalibrationData:
+def calibration(suite: Suite, allowed: frozenset[Need] = frozenset({"inputs"})) -> CalibrationData:
     """The suite's examples, heads and seed, behind a door that opens for ``allowed`` only."""
     sizes = {
         (task.name, split): task.num_examples(split)

@@ -121,7 +121,7 @@ def fact_box(method: Method) -> Facts:
         ("Kind", card.kind),
         ("Returns", returns.get(card.kind, "one model of a new shape")),
         ("Uses", ", ".join(_USES[need] for need in sorted(card.needs)) or "weights alone"),
-        ("Works on", grain[card.scope] if card.takes == "weights" else "outputs, not weights"),
+        ("Works on", "outputs, not weights" if card.kind == "ensemble" else grain[card.scope]),
         ("Hyper-parameters", ", ".join(f"{k} = {v}" for k, v in _parameters(method).items()) or "none"),
         ("Stored", stored),
         ("Per prediction", active),
@@ -186,7 +186,7 @@ def _settings(record: Record) -> str:
 
 def _parameters(method: Method) -> dict[str, Any]:
     parameters = inspect.signature(methods.get(method).fuse).parameters.values()
-    keyword = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    keyword = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "data"]
     return {p.name: "required" if p.default is inspect.Parameter.empty else p.default for p in keyword}
 
 

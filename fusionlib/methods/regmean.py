@@ -1,0 +1,108 @@
+"""RegMean: each linear layer of the merged model comes as near as it can to what every model's own layer answers."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from fusionlib.core import MethodCard, ParameterError
+from fusionlib.ops.calibration import CalibrationData
+from fusionlib.ops.coefficients import in_range
+from fusionlib.ops.gram import gram_matrices, linear_layers, solve_symmetric
+from fusionlib.ops.statedict import tied_names
+from fusionlib.ops.streaming import Block, stream
+
+card = MethodCard(
+    name="regmean",
+    title="RegMean",
+    cite="Jin2023",
+    kind="merge",
+    takes="models",
+    needs=frozenset({"inputs"}),
+    scope="tensor",
+    identity={},
+    grid=MappingProxyType({"off_diagonal": (0.5, 0.9, 0.95, 0.99, 1.0)}),
+)
+
+
+def fuse(
+    pretrained: nn.Module,
+    finetuned: Sequence[nn.Module],
+    *,
+    data: CalibrationData,
+    num_examples: int = 256,
+    batch_size: int = 32,
+    off_diagonal: float = 0.95,
+    ridge: float = 0.0,
+    double: bool = False,
+) -> nn.Module:
+    """Solve one least-squares problem per linear layer, on the inputs that each model's own task gives it.
+
+    Args:
+        data: unlabelled training inputs of every task, in the order of ``finetuned``.
+        num_examples: drawn per task.
+        batch_size: examples per forward pass.
+        off_diagonal: factor on the off-diagonal entries of the Gram matrices, in [0, 1]; 0 ignores correlations.
+        ridge: adds ridge x mean of the diagonal to the diagonal, 0 or greater.
+        double: solve in float64.
+    Returns: a new module of the pretrained kind. Biases, norms, embeddings and tied weights are averaged.
+    Raises: ParameterError, KeyMismatch, NonFiniteError. Warns where a layer's system is singular.
+    Source: Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models", equation 2, section 4.1.
+    Deviates: solves for the difference from the average, which is the same where the solution is unique and else stays
+        at the average. Gram matrices are means over tokens (the authors sum over examples). The factor is 0.9 in the
+        paper, 0.1, 0.5 and 0.95 in public code.
+    """
+    in_range("off_diagonal", off_diagonal, 0, 1)
+    in_range("ridge", ridge, 0, float("inf"))
+    if len(finetuned) != len(data.tasks):
+        raise ParameterError(f"{len(finetuned)} models and data of {len(data.tasks)} tasks: give one task per model.")
+    states = [model.state_dict() for model in finetuned]
+    fused = stream(pretrained.state_dict(), states, _mean, reads_base=False)
+    ties = tied_names(pretrained.state_dict())
+    shared = {*ties, *ties.values()}
+    layers = {_key(name): flip for name, _, flip in linear_layers(pretrained) if _key(name) not in shared}
+    systems: dict[str, tuple[Tensor, Tensor]] = {}
+    for task, model, state in zip(data.tasks, finetuned, states, strict=True):
+        inputs = data.draw(task, "train", num_examples, batch_size)
+        for layer, gram in gram_matrices(model, inputs).items():
+            key = _key(layer)
+            if key not in layers:
+                continue
+            gram = _shrunk(gram.double() if double else gram, off_diagonal, ridge)
+            change = (state[key] - fused[key]).to(gram.dtype)
+            right = gram @ (change if layers[key] else change.T)
+            left, total = systems.get(key, (0, 0))
+            systems[key] = left + gram, total + right
+    for key, (left, right) in systems.items():
+        change, unique = solve_symmetric(left, right)
+        if not unique:
+            warnings.warn(
+                f"the inputs of {key!r} do not determine its weights; the nearest to the average was taken. "
+                "More examples, ridge > 0 or off_diagonal < 1 help.",
+                stacklevel=2,
+            )
+        fused[key] += (change if layers[key] else change.T).to(fused[key].dtype)
+    merged = copy.deepcopy(pretrained)
+    merged.load_state_dict(fused)
+    return merged.eval()
+
+
+def _key(layer: str) -> str:
+    return f"{layer}.weight" if layer else "weight"  # the model itself may be a linear layer
+
+
+def _mean(block: Block) -> Tensor:
+    total = block.models[0].clone()
+    for model in block.models[1:]:
+        total.add_(model)
+    return total.div_(len(block.models))
+
+
+def _shrunk(gram: Tensor, off_diagonal: float, ridge: float) -> Tensor:
+    diagonal = gram.diagonal()
+    return off_diagonal * gram + torch.diag((1 - off_diagonal) * diagonal + ridge * diagonal.mean())

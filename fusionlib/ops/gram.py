@@ -1,0 +1,83 @@
+"""Gram matrices: what a linear layer's inputs look like on a task, as one matrix per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionlib.ops.modules import Batch
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """(name, layer, transposed) of every layer that multiplies its input by a matrix.
+
+    ``transposed`` is True for the ``Conv1D`` of GPT-2, whose weight is stored (inputs, outputs).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            yield name, module, False
+        elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+            yield name, module, True
+
+
+@torch.no_grad()
+def gram_matrices(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """X^T X / (number of tokens) of every linear layer's inputs, by one forward pass per batch.
+
+    Args:
+        model: is run in evaluation mode, and left as it was.
+        batches: keyword arguments of its forward. Where a batch has an ``attention_mask`` of shape (B, L), inputs of
+            shape (B, L, ...) are counted without the padding.
+    Returns: layer name -> float32 (or float64) matrix (inputs, inputs); layers that were never called are left out.
+    """
+    sums: dict[str, Tensor] = {}
+    tokens: dict[str, int] = {}
+    mask: list[Tensor | None] = [None]
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            rows = _rows(next(iter((*arguments, *named.values()))), mask[0])
+            rows = rows if rows.dtype == torch.float64 else rows.float()
+            gram = rows.T @ rows
+            sums[name] = sums[name].add_(gram) if name in sums else gram
+            tokens[name] = tokens.get(name, 0) + len(rows)
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer, _ in linear_layers(model)
+    ]
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            mask[0] = batch.get("attention_mask")
+            model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    return {name: gram.div_(max(1, tokens[name])) for name, gram in sums.items()}
+
+
+def _rows(inputs: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None and inputs.shape[:-1] == mask.shape:
+        return inputs[mask.bool()]
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+def solve_symmetric(matrix: Tensor, right: Tensor) -> tuple[Tensor, bool]:
+    """The solution of ``matrix @ x = right`` for a positive semi-definite matrix, and whether it was unique.
+
+    A singular system gets the solution of least squares with the smallest norm.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0:
+        return torch.cholesky_solve(right, factor), True
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
+    return vectors @ (inverse[:, None] * (vectors.T @ right)), False
