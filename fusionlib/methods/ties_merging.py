@@ -21,7 +21,7 @@ card = MethodCard(
     kind="merge",
     scope="model",
     identity={"density": 1.0, "scale": 1.0},
-    grid=MappingProxyType({"density": (0.2,), "scale": (0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)}),
+    grid=MappingProxyType({"density": (0.2,), "scale": (0.6, 1.0, 1.4, 1.8)}),
 )
 
 
