@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fusionlib  # noqa: F401  - before anything that imports torchvision
+
 ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
 
