@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionlib.core import FusionError, KeyMismatch, ParameterError
 from fusionlib.ops.coefficients import one_of
@@ -50,8 +52,8 @@ def predict(model: nn.Module, head: Head, batch: Batch) -> Tensor:
 class Ensemble(nn.Module):
     """Several models that answer together: a weighted mean of what its members say.
 
-    On a GPU the members run in one batched forward (their parameters are stacked, at no extra memory); on a
-    CPU one after the other, which is faster there except for very small batches.
+    On a GPU the members run in one batched forward, over copies of their weights stacked into one tensor each
+    (no extra memory once the members are let go); on a CPU one after the other, which is faster there.
 
     Args:
         members: modules of one architecture.
@@ -61,6 +63,8 @@ class Ensemble(nn.Module):
         batched: run the members in one forward; None decides by the device.
     Raises: ParameterError, for no members or an unknown ``average``; KeyMismatch, if their parameters differ.
     """
+
+    weights: Tensor
 
     def __init__(
         self,
@@ -76,21 +80,34 @@ class Ensemble(nn.Module):
         _check_alike(members)
         self.average = one_of("average", average, AVERAGES)
         self.num_members = len(members)
+        device = next(members[0].parameters()).device
         share = [1.0 / len(members)] * len(members) if weights is None else [float(w) for w in weights]
-        self.register_buffer("weights", torch.tensor(share, device=next(members[0].parameters()).device))
-        first = next(members[0].parameters())
-        self.batched = first.device.type == "cuda" if batched is None else batched
-        if self.batched:
-            parameters, buffers = stack_module_state(list(members))
-            self._names = {name.replace(".", "/"): name for name in (*parameters, *buffers)}
-            for name, value in parameters.items():
-                self.register_parameter(name.replace(".", "/"), nn.Parameter(value.detach(), requires_grad=False))
-            for name, value in buffers.items():
-                self.register_buffer(name.replace(".", "/"), value)
-            # In a list, so that it is no submodule: it has a structure and no weights.
-            self._skeleton = [copy.deepcopy(members[0]).to("meta").eval()]
-        else:
+        self.register_buffer("weights", torch.tensor(share, dtype=torch.float64, device=device))
+        self.batched = device.type == "cuda" if batched is None else batched
+        if not self.batched:
             self.members = nn.ModuleList(members)
+            return
+        states = [_tensors(member) for member in members]
+        self._names = {f"stacked/{name.replace('.', '/')}": name for name in states[0]}
+        parameters = dict(members[0].named_parameters())
+        for slot, name in self._names.items():
+            stacked = torch.stack([state[name].detach() for state in states])
+            if name in parameters:
+                self.register_parameter(slot, nn.Parameter(stacked, requires_grad=False))
+            else:
+                self.register_buffer(slot, stacked)
+        # In a list, so that it is no submodule: it has a structure and no weights.
+        self._skeleton = [_with_tensors(members[0], lambda _, tensor: tensor.to("meta"))]
+
+    def unstacked(self) -> list[nn.Module]:
+        """The members as modules of their own; copies where they are stacked."""
+        if not self.batched:
+            return list(self.members)
+        slots = {name: slot for slot, name in self._names.items()}
+        return [
+            _with_tensors(self._skeleton[0], lambda name, _, i=index: getattr(self, slots[name])[i].clone())
+            for index in range(self.num_members)
+        ]
 
     def features(self, batch: Batch) -> Tensor:
         """Every member's output tensor, stacked: shape (T, B, ...)."""
@@ -101,7 +118,10 @@ class Ensemble(nn.Module):
         def one(state: dict[str, Tensor]) -> Tensor:
             return output_tensor(functional_call(self._skeleton[0], state, (), dict(batch)))
 
-        return torch.vmap(one, randomness="error")(stacked)
+        # The CPU's fused attention has no batching rule: vmap would warn, and run it member by member.
+        on_cpu = self.weights.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+            return torch.vmap(one, randomness="error")(stacked)
 
     def predict(self, head: Head, batch: Batch) -> Tensor:
         """Logits of the ensemble under one head, shape (B, classes); log-probabilities where those are averaged."""
@@ -111,15 +131,46 @@ class Ensemble(nn.Module):
         logits = torch.stack([head(member, batch) for member in features])
         if self.average == "logits":
             return self._mean(logits)
-        return self._mean(logits.softmax(dim=-1)).log()
+        # The logarithm of the mean probability, without leaving logarithms: small ones do not become 0.
+        log_weights = self.weights.log().to(logits.dtype).view(-1, *[1] * (logits.dim() - 1))
+        return torch.logsumexp(logits.log_softmax(dim=-1) + log_weights, dim=0)
 
     def forward(self, **batch: Tensor) -> Tensor:
         """The ensemble's answer where the members end in logits (or features) themselves: shape (B, ...)."""
         return self.predict(lambda features, _: features, batch)
 
     def _mean(self, stacked: Tensor) -> Tensor:
-        weights = torch.as_tensor(self.weights, dtype=stacked.dtype)
-        return torch.tensordot(weights, stacked, dims=1)
+        # Half precision is summed in float32, as every mean of this library is.
+        exact = stacked.float() if stacked.dtype.itemsize < 4 else stacked
+        return torch.tensordot(self.weights.to(exact.dtype), exact, dims=1).to(stacked.dtype)
+
+
+class MaxEnsemble(Ensemble):
+    """Several models that answer together: a class gets the highest logit that any member gives it.
+
+    Args and errors: as :class:`Ensemble`, without weights and without a choice of what is combined.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], *, batched: bool | None = None) -> None:
+        super().__init__(members, "logits", batched=batched)
+
+    def predict(self, head: Head, batch: Batch) -> Tensor:
+        """The largest logit of every class over the members, shape (B, classes)."""
+        return torch.stack([head(member, batch) for member in self.features(batch)]).amax(dim=0)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, those that are not saved too; tied ones once, under their first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _with_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy in evaluation mode with other tensors in the place of its own; what was tied stays tied."""
+    memo: dict[int, Any] = {}
+    for name, tensor in _tensors(model).items():
+        value = new(name, tensor.detach())
+        memo[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+    return copy.deepcopy(model, memo).eval()
 
 
 def _check_alike(members: Sequence[nn.Module]) -> None:
