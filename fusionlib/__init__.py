@@ -22,6 +22,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "fuse": ("fusionlib.bench.run", "fuse"),
     "run": ("fusionlib.bench.run", "run"),
     "references": ("fusionlib.bench.run", "references"),
+    "save": ("fusionlib.bench.saving", "save"),
+    "load": ("fusionlib.bench.saving", "load"),
     "evaluate": ("fusionlib.bench.evaluate", "evaluate"),
     "calibration": ("fusionlib.bench.calibration", "calibration"),
     "accuracy": ("fusionlib.bench.scores", "accuracy"),
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from fusionlib.bench.evaluate import evaluate
     from fusionlib.bench.notebook import check_parameters, glue
     from fusionlib.bench.run import fuse, references, run
+    from fusionlib.bench.saving import load, save
     from fusionlib.bench.scores import accuracy
     from fusionlib.bench.search import grid, sweep, tune
     from fusionlib.zoo.suite import Suite, load_suite
