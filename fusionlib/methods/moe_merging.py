@@ -1,0 +1,61 @@
+"""MoE merging: the MLPs of all fine-tuned models stand side by side as experts behind a router; the rest is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+
+from torch import nn
+
+from fusionlib.core import MethodCard
+from fusionlib.ops.blocks import mlp_names
+from fusionlib.ops.coefficients import one_of
+from fusionlib.ops.experts import with_experts
+from fusionlib.ops.guided import with_weights
+from fusionlib.ops.statedict import check_compatible
+from fusionlib.ops.streaming import check_finite, mean, stream
+
+card = MethodCard(
+    name="moe_merging",
+    title="MoE Merging",
+    cite="Sukhbaatar2024",
+    kind="mix",
+    takes="models",
+    symmetric=False,
+    grid=MappingProxyType({"rest": ("pretrained", "average"), "top_k": (1, 2)}),
+)
+
+
+def fuse(
+    pretrained: nn.Module,
+    finetuned: Sequence[nn.Module],
+    *,
+    rest: str = "pretrained",
+    top_k: int = 2,
+    router_std: float = 0.02,
+    seed: int = 0,
+) -> nn.Module:
+    """One model in which each MLP is a choice among the T fine-tuned MLPs, made per token by a random linear router.
+
+    Args:
+        rest: where everything but the MLPs comes from: "pretrained", or the "average" of the fine-tuned models.
+        top_k: MLPs that a token is sent to, from 1 to T.
+        router_std: standard deviation of the router's normal weights, 0 or greater.
+        seed: of the routers, with the name of each MLP. Expert t is model t, so the order of models matters.
+    Returns: a model of the pretrained class, but a MixtralForCausalLM for Llama and Mistral. Its routers are
+        untrained: it is meant as the start of further training.
+    Raises: ParameterError, also where there is no MLP or no Mixtral for the model; KeyMismatch; NonFiniteError.
+    Source: Sukhbaatar et al. 2024, "Branch-Train-MiX", section 3.2 (rest="average"); mergekit's MoE with
+        gate_mode="random" (rest from a base model).
+    Deviates: stops before the fine-tuning with which the paper trains the routers and all else. mergekit's default
+        routers are hidden states of a prompt per expert.
+    """
+    one_of("rest", rest, ("pretrained", "average"))
+    base, states = pretrained.state_dict(), [model.state_dict() for model in finetuned]
+    check_compatible(base, states)
+    for title, state in (("the pretrained model", base), *((f"finetuned[{i}]", s) for i, s in enumerate(states))):
+        for key, tensor in state.items():
+            check_finite(title, key, tensor)
+    shared = with_weights(pretrained, stream(base, states, mean)) if rest == "average" else pretrained
+    experts = {name: [model.get_submodule(name) for model in finetuned] for name in mlp_names(pretrained)}
+    return with_experts(shared, experts, top_k=top_k, router_std=router_std, seed=seed)
