@@ -29,6 +29,9 @@ class Substitute(nn.Module):
         """How many of its parameters one input reads."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def joined(self, model: nn.Module) -> None:
+        """Called when it has taken its place in a model; by default does nothing."""
+
 
 def with_substitutes(model: nn.Module, substitutes: Mapping[str, Substitute]) -> nn.Module:
     """A deep copy of the model in which these submodules are replaced, in evaluation mode.
@@ -41,6 +44,8 @@ def with_substitutes(model: nn.Module, substitutes: Mapping[str, Substitute]) ->
     stored = sum(parameter.numel() for parameter in mixed.parameters())
     idle = sum(sum(p.numel() for p in found.parameters()) - found.num_active() for found in substitutes.values())
     mixed.active_parameters = stored - idle  # type: ignore[assignment]
+    for found in substitutes.values():
+        found.joined(mixed)
     return mixed.eval()
 
 
