@@ -89,9 +89,22 @@ def test_leaderboard():
         "Stored": "8 ×",
         "Active": "8 ×",
         "Fusion": "< 0.01 s",
+        "Extra memory": "–",
     }
     assert texts[3]["Chosen"] == "tuned on val" and texts[3]["Fusion"] == "0.50 s"
     assert texts[1]["Uses"] == "the task of an input" and texts[1]["Stored"] == "3 ×" and texts[1]["Fusion"] == "–"
+
+
+def test_leaderboard_says_by_what_its_rows_can_be_chosen():
+    guided = make_record("regmean", needs=("inputs",), peak_memory=12_345_678)
+    table = tables.leaderboard([*some_records(), guided])
+    assert dict(table.facets) == {
+        "Kind": ["", "", *["merge"] * 4],
+        "Uses": ["", "", "unlabelled inputs", *["weights alone"] * 3],
+        "Hyper-parameters": ["", "", "–", "tuned on val", "–", "defaults"],
+    }
+    assert parse_table(table)[0][2]["Extra memory"] == "12 MB"
+    assert table._repr_html_().count("<tr data-facets=") + table._repr_html_().count('"rule" data-facets=') == 6
 
 
 def test_defaults_that_validation_chose_are_one_row():

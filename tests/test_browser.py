@@ -120,6 +120,22 @@ def test_tables_are_readable(opened, theme):
     assert ratio > 7
 
 
+def test_a_leaderboard_can_be_filtered_and_sorted(opened):
+    page = opened("book/results/leaderboard")
+    table = page.locator("table.fusion-table[data-facets]").first
+    shown = table.locator("tbody tr:visible")
+    everything = shown.count()
+    page.locator("form.fusion-filters").first.get_by_label("Kind").select_option("ensemble")
+    names = shown.locator("th").all_inner_texts()
+    assert "Pretrained" in names and "Simple Ensemble" in names and "Task Arithmetic" not in names
+    page.locator("form.fusion-filters").first.get_by_label("Kind").select_option("")
+    assert shown.count() == everything
+    table.get_by_role("button", name="Stored").click()
+    stored = [float(text.split()[0]) for text in table.locator("tbody tr.rule ~ tr td:nth-child(8)").all_inner_texts()]
+    assert stored == sorted(stored, reverse=True) and stored[0] > stored[-1]
+    assert table.locator("th[aria-sort=descending]").inner_text() == "Stored"
+
+
 def test_search_finds_a_method(opened):
     page = opened("search")
     page.fill("input[name=q] >> nth=-1", "election")

@@ -9,10 +9,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fusionlib.bench.labels import short_labels, title
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.scores import Row, rows, wilson, without_repeats
 from fusionlib.bench.style import COLOURS, GREY, SIZES, colour, marker, use_style
-from fusionlib.bench.tables import short_labels, title
 from fusionlib.core import ParameterError, Record, suggest
 
 __all__ = ["COLOURS", "bars", "dots", "gaps", "heatmap", "sweep", "tradeoff", "use_style"]
@@ -239,7 +239,7 @@ def _look(record: Record) -> dict[str, Any]:
     """Colour by kind, marker by method; hollow where hyper-parameters are defaults that nobody chose."""
     hue = colour(record.kind)
     hollow = bool(record.hyperparameters) and record.selected_on is None
-    return {"fmt": marker(record.method), "color": hue, "mfc": "none" if hollow else hue, "mew": 1.4}
+    return {"marker": marker(record.method), "ls": "none", "color": hue, "mfc": "none" if hollow else hue, "mew": 1.4}
 
 
 def _bounds_first(found: list[Row]) -> list[Row]:

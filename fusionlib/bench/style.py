@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 
 from fusionlib import methods
 
+Marker: TypeAlias = str | tuple[int, int, int]
+
 SIZES = {"text": (6.4, 3.6), "wide": (8.6, 4.2)}
 GREY = "#7f7f7f"
 COLOURS = {"ensemble": "#3a9e74", "merge": "#3d86c6", "mix": "#a06bc4", "reference": GREY}
 _MARKERS = {"pretrained": "v", "finetuned": "^", "multitask": "*"}
-_SHAPES = "oDsPXph<>8Hd"
+# Letters are matplotlib's own markers; (corners, 1, angle) is a star, (corners, 0, angle) a polygon.
+_STARS = ((4, 1, 0), (6, 1, 0), (5, 1, 180), (8, 1, 0), (4, 1, 45), (3, 1, 0), (3, 1, 180), (7, 0, 0))
+_SHAPES: tuple[Marker, ...] = (*"oDsPXph<>8Hd", *_STARS)
 
 
 def use_style() -> None:
@@ -34,7 +39,7 @@ def colour(kind: str) -> str:
     return COLOURS[kind]
 
 
-def marker(method: str) -> str:
+def marker(method: str) -> Marker:
     """The marker of a method: the same in all figures, also when methods are added."""
     if method in _MARKERS:
         return _MARKERS[method]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,14 @@ class Table:
         rows: one cell per column.
         groups: row indices before which a rule is drawn.
         note: one sentence below the table.
+        facets: title -> one word per row, by which the book lets a reader choose rows; "" stays in every choice.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     groups: Sequence[int] = ()
     note: str = ""
+    facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         numbers = [cell.number for cell in self.rows[0]] if self.rows else [False] * len(self.columns)
@@ -53,10 +56,13 @@ class Table:
             first, *rest = row
             name = f'<th scope="row">{escape(first.text)}</th>'
             rule = ' class="rule"' if index in self.groups else ""
-            body.append(f"<tr{rule}>{name}{''.join(map(_html, rest))}</tr>")
+            words = [values[index] for values in self.facets.values()]
+            facets = f' data-facets="{escape(json.dumps(words))}"' if words else ""
+            body.append(f"<tr{rule}{facets}>{name}{''.join(map(_html, rest))}</tr>")
         note = f'<p class="fusion-note">{escape(self.note)}</p>' if self.note else ""
+        facets = f' data-facets="{escape(json.dumps(list(self.facets)))}"' if self.facets else ""
         return (
-            '<div class="fusion-table-wrap"><table class="fusion-table">'
+            f'<div class="fusion-table-wrap"><table class="fusion-table"{facets}>'
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
         )
 
