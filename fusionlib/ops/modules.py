@@ -53,7 +53,8 @@ class Ensemble(nn.Module):
     """Several models that answer together: a weighted mean of what its members say.
 
     On a GPU the members run in one batched forward, over copies of their weights stacked into one tensor each
-    (no extra memory once the members are let go); on a CPU one after the other, which is faster there.
+    (no extra memory once the members are let go); on a CPU one after the other, which is faster there except
+    for very small batches (benchmarks/ensembles.py).
 
     Args:
         members: modules of one architecture.
