@@ -1,35 +1,16 @@
-"""Fisher information against closed forms, and the merge that it weighs, worked by hand."""
+"""Fisher merging worked by hand, and on models and inputs that could break it."""
 
 import dataclasses
-import itertools
 import math
 
 import pytest
 import torch
+from fisher_helpers import INPUTS, Branching, linear, two_classes, variance
 from torch import nn
 
 from fusionlib.core import KeyMismatch, NonFiniteError, ParameterError
 from fusionlib.methods import fisher_merging
-from fusionlib.ops.fisher import diagonal_fisher, per_example_gradients
 from fusionlib.testing import assert_same_weights, tiny_data, tiny_model
-
-INPUTS = torch.tensor([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0], [-2.0, 1.0, 1.0], [0.0, 3.0, -1.0]])
-
-
-def linear(*weight, bias=0.0):
-    model = nn.Linear(len(weight), 1)
-    model.weight.data = torch.tensor([weight])
-    model.bias.data = torch.tensor([bias])
-    return model.eval()
-
-
-def two_classes(features, batch):
-    """Scores (0, z): the probability of the second class is the logistic function of z."""
-    return torch.cat([torch.zeros_like(features), features], dim=1)
-
-
-def logistic(model, batch):
-    return two_classes(model(**batch), batch)
 
 
 def logistic_data(*inputs, labels=None):
@@ -49,153 +30,21 @@ def logistic_data(*inputs, labels=None):
     )
 
 
-def variance(model, inputs=INPUTS):
-    p = model(inputs).sigmoid().detach()
-    return p * (1 - p)
-
-
-def test_logistic_regression_in_closed_form():
-    model = linear(0.3, -0.2, 0.5, bias=0.1)
-    fisher = diagonal_fisher(model, logistic, [({"input": INPUTS}, None)])
-    # d log p / dw is (y - p) x, and the variance of y is p (1 - p)
-    torch.testing.assert_close(fisher["weight"], (variance(model) * INPUTS**2).mean(dim=0, keepdim=True))
-    torch.testing.assert_close(fisher["bias"], variance(model).mean(dim=0))
-
-
-def test_given_labels():
-    model, labels = linear(0.3, -0.2, 0.5), torch.tensor([0, 1, 1, 0])
-    fisher = diagonal_fisher(model, logistic, [({"input": INPUTS}, labels)])
-    error = labels[:, None] - model(INPUTS).sigmoid().detach()
-    torch.testing.assert_close(fisher["weight"], (error**2 * INPUTS**2).mean(dim=0, keepdim=True))
-
-
-def test_gradients_are_squared_per_example_and_not_per_batch():
-    model, twice = linear(0.0), torch.tensor([[2.0], [-2.0]])
-    fisher = diagonal_fisher(model, logistic, [({"input": twice}, torch.tensor([1, 1]))])
-    # at p = 1/2 the two gradients are +1 and -1: their squares average 1, the square of their sum is 0
-    torch.testing.assert_close(fisher["weight"], torch.ones(1, 1))
-    scores = logistic(model, {"input": twice})
-    (summed,) = torch.autograd.grad(nn.functional.cross_entropy(scores, torch.tensor([1, 1])), [model.weight])
-    assert float(summed) == 0
-
-
-def logits(model, batch):
-    return model(**batch)
-
-
-def brute_force(model, logits, inputs):
-    """One ordinary backward pass for every example and label."""
-    total = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
-    for row in inputs:
-        log_p = logits(model, {"input": row[None]})[0].log_softmax(dim=-1)
-        for value in log_p:
-            found = torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
-            for name, gradient in zip(total, found, strict=True):
-                total[name] += value.detach().exp() * gradient**2 / len(inputs)
-    return total
-
-
-def test_equals_one_backward_pass_per_example_and_label():
-    model, data = tiny_model(3), tiny_data(1)
-    inputs = torch.linspace(-2, 2, 21).reshape(7, 3)
-
-    def logits(model, batch):
-        return data.logits("task 0", model, batch)
-
-    expected = brute_force(model, logits, inputs)
-    for chunk_bytes in (1, 500, 1 << 20):
-        fisher = diagonal_fisher(model, logits, [({"input": inputs}, None)], chunk_bytes=chunk_bytes)
-        assert_same_weights(fisher, expected)
-    parts = [({"input": part}, None) for part in inputs.split(3)]
-    assert_same_weights(diagonal_fisher(model, logits, parts), expected)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_random_signs_have_the_exact_expectation():
-    model, inputs = tiny_model(2), torch.tensor([[0.4, -1.0, 2.0]])
-
-    gradients = per_example_gradients(model, logits, own=True)
-    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)))
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    with torch.no_grad():
-        found = gradients(parameters, {"input": inputs.expand(len(signs), 3)}, signs)
-    mean = {name: value.square().mean(dim=0) for name, value in found.items()}
-    assert_same_weights(mean, brute_force(model, logits, inputs))
-
-
-def test_many_classes_are_estimated_the_same_way_every_time():
-    model, inputs = tiny_model(2), torch.linspace(-2, 2, 1200).reshape(400, 3)
-
-    def fisher(**how):
-        return diagonal_fisher(model, logits, [({"input": inputs}, None)], **how)
-
-    first, second = (fisher(exact_classes=2, generator=torch.Generator().manual_seed(5)) for _ in range(2))
-    assert_same_weights(first, second, rtol=0, atol=0)
-    exact = torch.cat([value.flatten() for value in fisher().values()])
-    estimate = torch.cat([value.flatten() for value in first.values()])
-    assert not torch.equal(exact, estimate)
-    assert torch.nn.functional.cosine_similarity(exact, estimate, dim=0) > 0.95
-
-
-class Branching(nn.Module):
-    """Looks at a value to decide what to do, which cannot be vectorised; has a weight that is never used."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = tiny_model(1)
-        self.unused = nn.Parameter(torch.ones(2))
-
-    def forward(self, input):
-        return self.layer(input) if bool(input.sum() > 0) else self.layer(-input)
-
-
-def test_models_that_branch_and_weights_without_gradient():
-    data, inputs = tiny_data(1), torch.linspace(-2, 2, 12).reshape(4, 3)
-    model = Branching().eval()
-
-    def logits(model, batch):
-        return data.logits("task 0", model, batch)
-
-    fisher = diagonal_fisher(model, logits, [({"input": inputs}, None)])
-    assert torch.equal(fisher.pop("unused"), torch.zeros(2))
-    flipped = torch.where(inputs.sum(dim=1, keepdim=True) > 0, inputs, -inputs)
-    expected = diagonal_fisher(model.layer, logits, [({"input": flipped}, None)])
-    assert_same_weights({name.removeprefix("layer."): value for name, value in fisher.items()}, expected)
-
-
-def test_attention_and_half_precision():
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-
-    def logits(model, batch):
-        return model(batch["input"]).mean(dim=1)[:, :3]
-
-    inputs = torch.linspace(-2, 2, 96).reshape(3, 4, 8)
-    fisher = diagonal_fisher(layer, logits, [({"input": inputs}, None)])
-    assert_same_weights(fisher, brute_force(layer, logits, inputs), rtol=1e-4)
-    half = diagonal_fisher(layer.to(torch.bfloat16), logits, [({"input": inputs.bfloat16()}, None)])
-    assert all(value.dtype == torch.float32 for value in half.values())
-    assert next(layer.parameters()).dtype == torch.bfloat16
-    assert_same_weights(half, fisher, rtol=0.2, atol=0.02)
-
-
-def test_a_tied_weight_has_one_fisher_information():
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
-    model[1].weight = model[0].weight
-
-    fisher = diagonal_fisher(model, logits, [({"input": INPUTS}, None)])
-    assert list(fisher) == ["0.weight"]
-    assert_same_weights(fisher, brute_force(model, logits, INPUTS))
-
-
-def test_what_is_no_classifier_is_refused():
-    with pytest.raises(ParameterError, match=r"shape \(3,\)"):
-        diagonal_fisher(linear(1.0), lambda model, batch: torch.zeros(3), [({"input": INPUTS}, None)])
-    with pytest.raises(ParameterError, match="at least one example"):
-        diagonal_fisher(linear(1.0), logistic, [])
+def test_merge_in_numbers():
+    # the first model is undecided about an input of 2, so F = 4/4 and 1/4; the second has F = 3/16 for both
+    data = logistic_data(torch.tensor([[2.0]]), torch.tensor([[1.0]]))
+    models = [linear(0.0), linear(math.log(3))]
+    fused = fisher_merging.fuse(linear(5.0), models, data=data, normalize=False, floor=0.0)
+    torch.testing.assert_close(fused.weight.detach(), torch.tensor([[3 / 19 * math.log(3)]]))
+    torch.testing.assert_close(fused.bias.detach(), torch.tensor([0.0]))
+    # normalised, these are (4, 1) / sqrt(17) and (1, 1) / sqrt(2)
+    fused = fisher_merging.fuse(linear(5.0), models, data=data, floor=0.0)
+    share = (1 / 2**0.5) / (1 / 2**0.5 + 4 / 17**0.5)
+    torch.testing.assert_close(fused.weight.detach(), torch.tensor([[share * math.log(3)]]))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_merge_by_hand(normalize):
+def test_merge_formula(normalize):
     models = [linear(0.3, -0.2, 0.5, bias=0.1), linear(-1.0, 0.4, 0.0, bias=2.0)]
     inputs = [INPUTS, INPUTS.flip(1) * 0.5]
     expected, total = {}, {}
@@ -283,6 +132,12 @@ def test_labels_are_asked_for_only_where_they_are_used():
 def test_bad_hyperparameters(given, message):
     with pytest.raises(ParameterError, match=message):
         fisher_merging.fuse(tiny_model(), [tiny_model(1)], data=tiny_data(1), **given)
+
+
+def test_gradients_that_overflow_are_refused():
+    data = logistic_data(torch.tensor([[1e25]]), torch.tensor([[1.0]]))
+    with pytest.raises(NonFiniteError, match="the gradients of the model of 'task 0'"):
+        fisher_merging.fuse(linear(0.0), [linear(0.0), linear(1.0)], data=data)
 
 
 def test_models_that_do_not_fit_are_named():

@@ -9,13 +9,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import MethodCard, StateDict
+from fusionlib.core import MethodCard, NonFiniteError, StateDict
 from fusionlib.ops.calibration import CalibrationData
 from fusionlib.ops.coefficients import in_range, one_of
 from fusionlib.ops.fisher import diagonal_fisher
 from fusionlib.ops.guided import checked_states, with_weights
 from fusionlib.ops.modules import Batch
-from fusionlib.ops.streaming import Block, stream
+from fusionlib.ops.streaming import Block, mean, stream
 
 card = MethodCard(
     name="fisher_merging",
@@ -74,21 +74,25 @@ def fuse(
             examples,
             generator=data.generator("fisher", task),
         )
-        norm = math.sqrt(sum(float(value.square().sum()) for value in fisher.values())) if normalize else 1.0
+        # in float64, as squares of squared gradients underflow
+        norm = math.sqrt(sum(float(torch.linalg.vector_norm(v, dtype=torch.float64)) ** 2 for v in fisher.values()))
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradients of the model of {task!r} hold NaN or Inf; check the inputs of this task, and its head."
+            )
         for name, value in fisher.items():
             # A model that is certain of everything has no Fisher information, and nothing to divide by.
-            weight = value.div_(norm or 1.0).add_(floor)
+            weight = value.div_(norm if normalize and norm else 1.0).add_(floor)
             weights.add(name, weight)
             moves.add(name, weight * (state[name] - base[name]).to(weight.dtype))
 
     def merged(block: Block) -> Tensor:
-        mean = torch.stack(block.models).mean(dim=0)
         if block.name not in weights.state:
-            return mean
+            return mean(block)
         weight, move = block.of(weights.state), block.of(moves.state)
-        return torch.where(weight > 0, block.base + move / weight, mean)
+        return torch.where(weight > 0, block.base + move / weight, mean(block))
 
-    return with_weights(pretrained, stream(base, states, merged, width=len(states)))
+    return with_weights(pretrained, stream(base, states, merged))
 
 
 class _Sums:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -10,12 +10,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import MethodCard, ParameterError
+from fusionlib.core import MethodCard, NonFiniteError
 from fusionlib.ops.calibration import CalibrationData
 from fusionlib.ops.coefficients import in_range
 from fusionlib.ops.gram import gram_matrices, linear_layers, solve_symmetric
+from fusionlib.ops.guided import checked_states, with_weights
 from fusionlib.ops.statedict import tied_names
-from fusionlib.ops.streaming import Block, stream
+from fusionlib.ops.streaming import mean, stream
 
 card = MethodCard(
     name="regmean",
@@ -54,18 +55,16 @@ def fuse(
     Raises: ParameterError, KeyMismatch, NonFiniteError. Warns where a layer's system is singular.
     Source: Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models", equation 2, section 4.1.
     Deviates: solves for the difference from the average, which is the same where the solution is unique and else stays
-        at the average. Gram matrices are means over tokens (the authors sum over examples). The factor is 0.9 in the
-        paper, 0.1, 0.5 and 0.95 in public code.
+        at the average. Gram matrices are means over tokens, as in the authors' code (the paper sums), and without
+        padding. The factor is 0.9 in the paper, 0.1, 0.5 and 0.95 in public code.
     """
     in_range("off_diagonal", off_diagonal, 0, 1)
-    in_range("ridge", ridge, 0, float("inf"))
-    if len(finetuned) != len(data.tasks):
-        raise ParameterError(f"{len(finetuned)} models and data of {len(data.tasks)} tasks: give one task per model.")
-    states = [model.state_dict() for model in finetuned]
-    fused = stream(pretrained.state_dict(), states, _mean, reads_base=False)
-    ties = tied_names(pretrained.state_dict())
-    shared = {*ties, *ties.values()}
-    layers = {_key(name): flip for name, _, flip in linear_layers(pretrained) if _key(name) not in shared}
+    in_range("ridge", ridge, 0, math.inf)
+    base, states = checked_states(pretrained, finetuned, data)
+    fused = stream(base, states, mean, reads_base=False)
+    ties = tied_names(base)
+    alone = base.keys() - {*ties, *ties.values()}
+    layers = {_key(name): flip for name, _, flip in linear_layers(pretrained) if _key(name) in alone}
     systems: dict[str, tuple[Tensor, Tensor]] = {}
     for task, model, state in zip(data.tasks, finetuned, states, strict=True):
         inputs = data.draw(task, "train", num_examples, batch_size)
@@ -73,8 +72,13 @@ def fuse(
             key = _key(layer)
             if key not in layers:
                 continue
+            if not bool(gram.isfinite().all()):
+                raise NonFiniteError(
+                    f"what layer {layer!r} receives on task {task!r} holds NaN or Inf; check the inputs of this "
+                    "task, or give the models in float32."
+                )
             gram = _shrunk(gram.double() if double else gram, off_diagonal, ridge)
-            change = (state[key] - fused[key]).to(gram.dtype)
+            change = state[key].to(gram.dtype) - fused[key].to(gram.dtype)
             right = gram @ (change if layers[key] else change.T)
             left, total = systems.get(key, (0, 0))
             systems[key] = left + gram, total + right
@@ -86,21 +90,12 @@ def fuse(
                 "More examples, ridge > 0 or off_diagonal < 1 help.",
                 stacklevel=2,
             )
-        fused[key] += (change if layers[key] else change.T).to(fused[key].dtype)
-    merged = copy.deepcopy(pretrained)
-    merged.load_state_dict(fused)
-    return merged.eval()
+        fused[key].copy_(fused[key].to(change.dtype) + (change if layers[key] else change.T))
+    return with_weights(pretrained, fused)
 
 
 def _key(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"  # the model itself may be a linear layer
-
-
-def _mean(block: Block) -> Tensor:
-    total = block.models[0].clone()
-    for model in block.models[1:]:
-        total.add_(model)
-    return total.div_(len(block.models))
 
 
 def _shrunk(gram: Tensor, off_diagonal: float, ridge: float) -> Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from fusionlib.core import MethodCard, StateDict
-from fusionlib.ops.streaming import Block, stream
+from fusionlib.ops.streaming import mean, stream
 
 card = MethodCard(
     name="simple_average",
@@ -30,11 +28,4 @@ def fuse(pretrained: StateDict, finetuned: Sequence[StateDict]) -> StateDict:
     Source: Wortsman et al. 2022, "Model soups", section 2 (uniform soup).
     Deviates: the soup's ingredients were fine-tuned on one task; here each on its own task.
     """
-    return stream(pretrained, finetuned, _mean, reads_base=False)
-
-
-def _mean(block: Block) -> Tensor:
-    total = block.models[0].clone()
-    for model in block.models[1:]:
-        total += model
-    return total.div_(len(block.models))
+    return stream(pretrained, finetuned, mean, reads_base=False)

@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionlib.core import ParameterError, StateDict
 from fusionlib.ops.modules import Batch
+from fusionlib.ops.squares import Score, all_at_once, held_per_example, one_by_one
 
 EXACT_CLASSES = 4  # up to so many, every label gets a backward pass of its own
-CHUNK_BYTES = 64 << 20  # for the gradients of the examples that are taken at once
+CHUNK_BYTES = 256 << 20  # for the gradients that are held for the examples taken at once
 
 Logits = Callable[[nn.Module, Batch], Tensor]
-Gradients = Callable[[StateDict, Batch, Tensor], StateDict]
 
 
 def diagonal_fisher(
@@ -39,79 +37,53 @@ def diagonal_fisher(
         exact_classes: up to so many classes the expectation over labels costs one backward pass per class. Beyond, one
             in all: with random signs e, (sum_y e_y sqrt(p_y) d log p_y)^2 has that expectation, and less noise than
             the square for one sampled label.
-        chunk_bytes: bound on the memory of per-example gradients; one example is always taken.
+        chunk_bytes: bound on the gradients held per example, those of all but linear layers; one is always taken.
     Returns: parameter name -> float32 (or float64) tensor of its shape, 0 where no gradient arrives. Tied parameters
         are there once; buffers are not.
     Raises: ParameterError, for scores of another shape, or if there are no examples.
     """
     copied = _in_evaluation(model)
-    parameters = {name: value.detach() for name, value in copied.named_parameters()}
-    total = {name: torch.zeros_like(value, memory_format=torch.contiguous_format) for name, value in parameters.items()}
-    size = sum(value.numel() * value.element_size() for value in parameters.values())
-    chunk = max(1, chunk_bytes // max(1, size))
+    total = {
+        name: torch.zeros_like(value, memory_format=torch.contiguous_format)
+        for name, value in copied.named_parameters()
+    }
+    chunk = max(1, chunk_bytes // max(1, held_per_example(copied)))
     seen = 0
-    # Fused attention cannot be differentiated example by example.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad():
         for batch, labels in batches:
             batch = {name: _widened(value) for name, value in batch.items()}
             classes = _num_classes(logits(copied, _rows(batch, slice(0, 1))))
             count = len(next(iter(batch.values())))
             seen += count
-            gradients = per_example_gradients(copied, logits, own=labels is None)
-            for rows, directions in _directions(count, classes, labels, generator, exact_classes, chunk):
+            score = _score_of(logits, own=labels is None)
+            for rows, directions in _directions(count, classes, labels, generator, exact_classes, min(chunk, count)):
                 inputs = _rows(batch, rows)
-                found = gradients(parameters, inputs, directions.to(next(iter(inputs.values())).device))
-                for name, value in found.items():
-                    total[name].add_(value.square_().sum(dim=0))
+                directions = directions.to(next(iter(inputs.values())).device)
+                for name, value in _squares(copied, score, inputs, directions).items():
+                    total[name].add_(value)
     if not seen:
         raise ParameterError("the Fisher information needs at least one example, and `batches` holds none.")
     return {name: value.div_(seen) for name, value in total.items()}
 
 
-def per_example_gradients(model: nn.Module, logits: Logits, *, own: bool) -> Gradients:
-    """A function from parameters, a batch and directions (B, classes) to gradients, (B, *shape) for every parameter.
+def _score_of(logits: Logits, *, own: bool) -> Score:
+    """The product of a direction with log p, or with sqrt(p) log p, p held fixed, for ``own``."""
 
-    The gradient is that of the direction's product with log p, or with sqrt(p) log p, p held fixed, for ``own``.
-    Models that cannot be vectorised (they branch on values) are taken one example after the other.
-    """
-    wrapped = _Scores(model, logits)
-
-    def score(parameters: StateDict, example: Batch, direction: Tensor) -> Tensor:
-        state = {f"model.{name}": value for name, value in parameters.items()}
-        scores = functional_call(wrapped, state, ({name: value[None] for name, value in example.items()},))
-        log_p = scores[0].log_softmax(dim=-1)
+    def score(model: nn.Module, batch: Batch, direction: Tensor) -> Tensor:
+        log_p = logits(model, batch)[0].log_softmax(dim=-1)
         weight = log_p.detach().div(2).exp() if own else 1.0
         return (log_p * weight * direction.to(log_p)).sum()
 
-    one = grad(score)
-    every = vmap(one, in_dims=(None, 0, 0))
-
-    def loop(parameters: StateDict, batch: Batch, directions: Tensor) -> StateDict:
-        rows = range(len(directions))
-        found = [one(parameters, {n: v[i] for n, v in batch.items()}, directions[i]) for i in rows]
-        return {name: torch.stack([gradient[name] for gradient in found]) for name in parameters}
-
-    def gradients(parameters: StateDict, batch: Batch, directions: Tensor) -> StateDict:
-        try:
-            return every(parameters, dict(batch), directions)
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-            return loop(parameters, batch, directions)
-
-    return gradients
+    return score
 
 
-class _Scores(nn.Module):
-    """Makes a call of ``logits`` the forward of a module, as ``functional_call`` wants it."""
-
-    def __init__(self, model: nn.Module, logits: Logits):
-        super().__init__()
-        self.model = model
-        self.logits = logits
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.logits(self.model, batch)
+def _squares(model: nn.Module, score: Score, batch: Batch, directions: Tensor) -> StateDict:
+    try:
+        return all_at_once(model, score, batch, directions)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return one_by_one(model, score, batch, directions)  # the model looks at values to branch
 
 
 def _directions(

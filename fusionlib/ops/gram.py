@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fusionlib.ops.modules import Batch
 
+COLUMNS = 256  # of a Gram matrix that are computed at once
+
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """(name, layer, transposed) of every layer that multiplies its input by a matrix.
@@ -41,8 +43,9 @@ def gram_matrices(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tenso
         def hook(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             rows = _rows(next(iter((*arguments, *named.values()))), mask[0])
             rows = rows if rows.dtype == torch.float64 else rows.float()
-            gram = rows.T @ rows
-            sums[name] = sums[name].add_(gram) if name in sums else gram
+            if name not in sums:
+                sums[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+            _add_lower(sums[name], rows)
             tokens[name] = tokens.get(name, 0) + len(rows)
 
         return hook
@@ -50,7 +53,7 @@ def gram_matrices(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tenso
     handles = [
         layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer, _ in linear_layers(model)
     ]
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         for batch in batches:
@@ -59,8 +62,9 @@ def gram_matrices(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tenso
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
-    return {name: gram.div_(max(1, tokens[name])) for name, gram in sums.items()}
+        for module in training:
+            module.training = True
+    return {name: _mirrored(gram).div_(max(1, tokens[name])) for name, gram in sums.items()}
 
 
 def _rows(inputs: Tensor, mask: Tensor | None) -> Tensor:
@@ -69,15 +73,29 @@ def _rows(inputs: Tensor, mask: Tensor | None) -> Tensor:
     return inputs.reshape(-1, inputs.shape[-1])
 
 
+def _add_lower(total: Tensor, rows: Tensor) -> None:
+    """Adds rows^T rows, by columns and from the diagonal down: the rest follows by symmetry."""
+    for start in range(0, len(total), COLUMNS):
+        columns = slice(start, start + COLUMNS)
+        total[start:, columns].addmm_(rows[:, start:].T, rows[:, columns])
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    return lower.tril_().add_(lower.tril(-1).T)
+
+
 def solve_symmetric(matrix: Tensor, right: Tensor) -> tuple[Tensor, bool]:
     """The solution of ``matrix @ x = right`` for a positive semi-definite matrix, and whether it was unique.
 
-    A singular system gets the solution of least squares with the smallest norm.
+    A singular system, also one that is singular but for rounding, gets the solution of least squares with the
+    smallest norm.
     """
+    tolerance = len(matrix) * torch.finfo(matrix.dtype).eps
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) == 0:
+    pivots = factor.diagonal().square()
+    if int(info) == 0 and bool(pivots.min() > tolerance * pivots.max()):
         return torch.cholesky_solve(right, factor), True
     values, vectors = torch.linalg.eigh(matrix)
-    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    kept = values > values[-1].clamp(min=0) * tolerance
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
     return vectors @ (inverse[:, None] * (vectors.T @ right)), False

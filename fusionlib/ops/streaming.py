@@ -80,6 +80,14 @@ def stream(
     }
 
 
+def mean(block: Block) -> Tensor:
+    """The kernel of the plain average: the mean of the fine-tuned models."""
+    total = block.models[0].clone()
+    for model in block.models[1:]:
+        total += model
+    return total.div_(len(block.models))
+
+
 def blocks(
     pretrained: StateDict,
     finetuned: Sequence[StateDict],
