@@ -14,7 +14,18 @@ from fusionlib.bench.scores import average_half_width
 from fusionlib.bench.table import Cell, Facts, Table, mark_best
 from fusionlib.core import MethodCard, Record
 
-__all__ = ["by_task", "cards", "fact_box", "half_width", "label", "leaderboard", "plain", "short_labels", "title"]
+__all__ = [
+    "by_task",
+    "cards",
+    "fact_box",
+    "half_width",
+    "label",
+    "leaderboard",
+    "parameters_of",
+    "plain",
+    "short_labels",
+    "title",
+]
 
 _COST = {"ensemble": ("T models", "T models"), "merge": ("1 model", "1 model"), "mix": ("more than 1", "depends")}
 
