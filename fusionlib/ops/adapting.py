@@ -63,13 +63,8 @@ def minimise_entropy(
     optimizer = torch.optim.Adam([table], lr=lr)
     path, entropies = [table.clone()], []
     for _ in range(steps):
-        entropies.append(entropy_backward(blend, data, [next(batches) for batches in streams]))
-        table.grad = blend.gradient()
-        optimizer.step()
-        if limits is not None:
-            table.clamp_(*limits)
+        entropies.append(step(blend, data, [next(batches) for batches in streams], optimizer, limits))
         path.append(table.clone())
-        blend.apply()
     if not bool(torch.isfinite(table).all()):
         raise NonFiniteError(
             f"after {steps} steps the coefficients are not finite; the predictions had become NaN or Inf on the way. "
@@ -77,6 +72,26 @@ def minimise_entropy(
         )
     kept = torch.stack(entropies).cpu() if entropies else torch.zeros(0, len(finetuned))
     return Adapted(blend.finish(), blend.names, torch.stack(path).cpu(), kept)
+
+
+def step(
+    blend: Blend,
+    data: CalibrationData,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    limits: tuple[float, float] | None = None,
+) -> Tensor:
+    """One step of the optimizer on ``blend.coefficients``, clamped to ``limits``; the model follows.
+
+    Returns: the mean entropy of every batch before the step, (T,).
+    """
+    entropies = entropy_backward(blend, data, batches)
+    blend.coefficients.grad = blend.gradient()
+    optimizer.step()
+    if limits is not None:
+        blend.coefficients.clamp_(*limits)
+    blend.apply()
+    return entropies
 
 
 def entropy_backward(blend: Blend, data: CalibrationData, batches: Sequence[Batch]) -> Tensor:

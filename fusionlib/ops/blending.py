@@ -30,9 +30,10 @@ class _Stretch:
     base: Tensor
     models: tuple[Tensor, ...]
 
-    def task_vectors(self, dtype: torch.dtype) -> Tensor:
-        """Shape (T, n), made anew at every call: to keep them would take the memory of T models."""
-        return torch.stack(self.models).to(dtype).sub_(self.base)
+    def task_vectors(self, scratch: Tensor) -> Tensor:
+        """Shape (T, n), in ``scratch``, which every stretch uses again: to keep them would take T models' memory."""
+        tau = scratch[: len(self.models) * (self.stop - self.start)].view(len(self.models), -1)
+        return torch.stack(self.models, out=tau).sub_(self.base)
 
 
 class Blend:
@@ -77,12 +78,12 @@ class Blend:
             # The result of the stream is contiguous, so that a flat view of a parameter can be written to.
             parameter.data, parameter.grad = start[name], None
             parameter.requires_grad_(True)
-        self._dtype = compute_dtype(*(base[name] for name in self.names))
-        device = base[self.names[0]].device
-        self.coefficients = torch.full(
-            (len(self.names) if by_layer else 1, len(states)), float(init), dtype=self._dtype, device=device
-        )
-        size = max(1, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // len(states))
+        dtype, device = compute_dtype(*(base[name] for name in self.names)), base[self.names[0]].device
+        rows = len(self.names) if by_layer else 1
+        self.coefficients = torch.full((rows, len(states)), float(init), dtype=dtype, device=device)
+        longest = max(base[name].numel() for name in self.names)
+        size = max(1, min(longest, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // len(states)))
+        self._scratch = torch.empty(size * len(states), dtype=dtype, device=device)
         self._stretches = [
             _Stretch(
                 own[name],
@@ -100,8 +101,8 @@ class Blend:
         """Overwrites the model's parameters with theta_0 + sum_t c_t tau_t, and forgets their gradients."""
         for piece in self._stretches:
             target = piece.parameter.data.view(-1)[piece.start : piece.stop]
-            tau = piece.task_vectors(self._dtype)
-            target.copy_(torch.addmv(piece.base.to(self._dtype), tau.T, self.coefficients[piece.row]))
+            tau = piece.task_vectors(self._scratch)
+            target.copy_(torch.addmv(piece.base.to(tau.dtype), tau.T, self.coefficients[piece.row]))
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
@@ -112,8 +113,9 @@ class Blend:
         found = torch.zeros_like(self.coefficients)
         for piece in self._stretches:
             if piece.parameter.grad is not None:  # a parameter that the forward does not use has none
-                slope = piece.parameter.grad.reshape(-1)[piece.start : piece.stop].to(self._dtype)
-                found[piece.row] += torch.mv(piece.task_vectors(self._dtype), slope)
+                tau = piece.task_vectors(self._scratch)
+                slope = piece.parameter.grad.reshape(-1)[piece.start : piece.stop]
+                found[piece.row] += torch.mv(tau, slope.to(tau.dtype))
         return found
 
     def finish(self) -> nn.Module:
