@@ -50,6 +50,11 @@ _BLOCK = {
     "mlp.c_proj": "mlp.fc2",
 }
 _RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+_ONLY = {
+    "vision": "of open_clip's models only CLIP's plain vision transformer (ViT, class token, no timm) can be used. A "
+    "model that transformers has as CLIPModel can be given in its format.",
+    "text": "only CLIP's own text tower makes zero-shot heads here. Pass heads=.",
+}
 _TEXT_KEYS = ("text.", "transformer.", "token_embedding.", "ln_final.")
 _OTHER_KEYS = ("positional_embedding", "text_projection", "logit_scale", "logit_bias", "attn_mask")
 
@@ -67,9 +72,9 @@ def vision_config(facts: Mapping[str, Any], where: str) -> CLIPVisionConfig:
 
     tower = facts["vision_cfg"]
     if tower.get("timm_model_name"):
-        raise CheckpointError(f"the vision tower in {where} is timm's {tower['timm_model_name']!r}; {_ONLY_VITS}")
+        raise CheckpointError(f"the vision tower in {where} is timm's {tower['timm_model_name']!r}; {_ONLY['vision']}")
     if isinstance(tower.get("layers", 12), list | tuple):
-        raise CheckpointError(f"the vision tower in {where} is a modified ResNet; {_ONLY_VITS}")
+        raise CheckpointError(f"the vision tower in {where} is a modified ResNet; {_ONLY['vision']}")
     common = _common(tower, 768, facts, "vision", where)
     return CLIPVisionConfig.from_dict(
         {
@@ -92,8 +97,7 @@ def text_config(facts: Mapping[str, Any], where: str) -> CLIPTextConfig:
     foreign = [key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs") if tower.get(key)]
     if foreign:
         raise CheckpointError(
-            f"the text tower in {where} is not CLIP's own ({', '.join(f'{key}: {tower[key]}' for key in foreign)}), "
-            "and only CLIP's makes zero-shot heads here. Pass heads=."
+            f"the text tower in {where} has {', '.join(f'{key}: {tower[key]}' for key in foreign)}; {_ONLY['text']}"
         )
     return CLIPTextConfig.from_dict(
         {
@@ -172,25 +176,25 @@ def _common(tower: Mapping[str, Any], width: int, facts: Mapping[str, Any], kind
         if key not in known and not key.startswith("timm_") and value not in (None, False, "default", usual.get(key))
     ]
     if strange:
-        raise CheckpointError(f"the {kind} tower in {where} has {', '.join(strange)}; {_ONLY_VITS}")
+        raise CheckpointError(f"the {kind} tower in {where} has {', '.join(strange)}; {_ONLY[kind]}")
     width = tower.get("width", width)
     return {
         "hidden_size": width,
         "intermediate_size": int(width * tower.get("mlp_ratio", 4.0)),
         "num_hidden_layers": tower.get("layers", 12),
         "projection_dim": facts["embed_dim"],
-        "hidden_act": _activation(tower, bool(facts.get("quick_gelu")), where),
+        "hidden_act": _activation(tower, bool(facts.get("quick_gelu")), kind, where),
         "layer_norm_eps": (tower.get("norm_kwargs") or {}).get("eps", 1e-5),
         "dtype": "float32",
     }
 
 
-def _activation(tower: Mapping[str, Any], quick: bool, where: str) -> str:
+def _activation(tower: Mapping[str, Any], quick: bool, kind: str, where: str) -> str:
     settings = tower.get("act_kwargs") or {}
     if quick:
         return "quick_gelu"
     if settings not in ({}, {"approximate": "tanh"}):
-        raise CheckpointError(f"a tower in {where} has the activation settings {settings}; {_ONLY_VITS}")
+        raise CheckpointError(f"the {kind} tower in {where} has the activation settings {settings}; {_ONLY[kind]}")
     return "gelu_pytorch_tanh" if settings else "gelu"
 
 
@@ -199,9 +203,3 @@ def _side(value: Any, name: str, where: str) -> int:
     if len(sides) != 1:
         raise CheckpointError(f"{where} has {name} {value}; only squares are supported.")
     return int(sides.pop())
-
-
-_ONLY_VITS = (
-    "of open_clip's models only CLIP's plain vision transformer (ViT, class token, no timm) can be used. A model that "
-    "transformers has as CLIPModel can be given in its format."
-)

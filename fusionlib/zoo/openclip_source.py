@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -104,7 +104,7 @@ def backbone(name: str | PathLike[str], source: Source) -> Backbone:
         name=str(name),
         config=config,
         state={key: state[key] for key in wanted},
-        preprocess=read_preprocess(source.preprocess, config.image_size, source.where),
+        preprocess=read_preprocess(source.preprocess, cast(int, config.image_size), source.where),
         logit_scale=scale,
         text_tower=functools.partial(text_tower, source) if any("token_embedding" in key for key in whole) else None,
     )
