@@ -54,24 +54,25 @@ def against(entries: Sequence[Entry], records: Iterable[Record] = ()) -> Table:
     marks = mark_best(
         [[e and _average(e) for e in competing], *([e and e.values[task] for e in competing] for task in tasks)]
     )
-    settings = any(entry.short_setting for entry in ordered)
     body = []
     for index, entry in enumerate(ordered):
         record = reproduced(entry, records)
         change = differences(entry, record) if record else {}
         average = f"{_average(entry):.1f}{'*' if entry.published is None else ''}"
-        cells = [Cell(average, marks[0][index])]
+        ours = f"{100 * record.average:.1f} ({100 * record.average - _average(entry):+.1f})" if record else NOT_RUN
+        name = entry.method + (f" ({entry.short_setting})" if entry.short_setting else "")
+        cells = [Cell(name, number=False), Cell(average, marks[0][index]), Cell(ours, number=False)]
         for column, task in enumerate(tasks, start=1):
             beside = f" ({change[task]:+.1f})" if record else ""
             cells.append(Cell(f"{entry.values[task]:.1f}{beside}", marks[column][index]))
-        ours = f"{100 * record.average:.1f} ({100 * record.average - _average(entry):+.1f})" if record else NOT_RUN
-        lead = [Cell(entry.method, number=False)]
-        if settings:
-            lead.append(Cell(entry.short_setting or "–", number=False))
-        body.append([*lead, *cells, Cell(ours, number=False)])
+        body.append(cells)
     bounds = sum(map(is_reference, ordered))
-    head = ["Method", *(["Setting"] if settings else []), "Average", *tasks, "Here"]
-    return Table(head, body, [bounds] if 0 < bounds < len(ordered) else [], _note(ordered, records))
+    return Table(
+        ["Method", "Average", "Here", *tasks],
+        body,
+        [bounds] if 0 < bounds < len(ordered) else [],
+        _note(ordered, records),
+    )
 
 
 def _average(entry: Entry) -> float:
