@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,8 @@ from fusionlib.zoo.inputs import Preprocess
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig
+
+    from fusionlib.zoo.text_tower import TextTower
 
 BICUBIC = 3
 
@@ -31,7 +33,7 @@ class Backbone:
         state: the pretrained weights, float32, on the CPU.
         preprocess: what it does to a picture.
         logit_scale: factor on the cosines of its heads.
-        text_folder: folder of the full ``CLIPModel``, if a text tower came with it.
+        text_tower: reads the text tower, if one came with it.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Backbone:
     state: StateDict = field(repr=False)
     preprocess: Preprocess
     logit_scale: float
-    text_folder: Path | None = None
+    text_tower: Callable[[], TextTower] | None = field(default=None, repr=False)
 
     @property
     def dim(self) -> int:

@@ -54,10 +54,10 @@ def make_head(task: Task, backbone: Backbone, given: Tensor | str | PathLike[str
         weight = _read(Path(given).expanduser(), task)
     elif task.embedded and backbone.config.to_dict().get("logit_scale") is not None:
         weight = embedded_weight(task.name)
-    elif backbone.text_folder is not None:
+    elif backbone.text_tower is not None:
         from fusionlib.zoo.text_tower import zero_shot_weight
 
-        weight = zero_shot_weight(backbone.text_folder, task.prompts, task.templates)
+        weight = zero_shot_weight(backbone.text_tower(), task.prompts, task.templates)
     else:
         raise ParameterError(
             f"there is no head for task {task.name!r}: it has no embedded head for {backbone.name!r}, which has no "

@@ -44,17 +44,24 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def cache_key(self) -> tuple:
+        """What decides the uint8 pixels of a picture."""
+        return self.height, self.width, self.shortest_edge, self.resample
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that a picture of this size is brought to before it is cropped."""
+        if self.shortest_edge is None:
+            return self.width, self.height
+        long = int(self.shortest_edge * max(width, height) / min(width, height))
+        return (self.shortest_edge, long) if width <= height else (long, self.shortest_edge)
+
     def pixels(self, image: Image) -> Tensor:
         """One picture of any mode and size as uint8, shape (3, height, width)."""
         import numpy as np
 
         image = image.convert("RGB")
-        if self.shortest_edge is None:
-            size = (self.width, self.height)
-        else:
-            short, long = sorted(image.size)
-            long = int(self.shortest_edge * long / short)
-            size = (self.shortest_edge, long) if image.width <= image.height else (long, self.shortest_edge)
+        size = self.resized(image.width, image.height)
         if image.size != size:
             image = image.resize(size, self.resample)
         if image.size != (self.width, self.height):
@@ -92,8 +99,7 @@ def examples(task: Task, split: str, preprocess: Preprocess, indices: Sequence[i
 
 def _key(task: Task, split: str, preprocess: Preprocess) -> str:
     source = task.split(split)
-    sizes = (preprocess.height, preprocess.width, preprocess.shortest_edge, preprocess.resample)
-    described = repr((_FORMAT, CHUNK, source.sha256, source.rows, sizes))
+    described = repr((_FORMAT, CHUNK, source.sha256, source.rows, preprocess.cache_key))
     return hashlib.sha256(described.encode()).hexdigest()[:24]
 
 

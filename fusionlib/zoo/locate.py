@@ -30,7 +30,7 @@ def locate(name: str | PathLike[str], what: str) -> Path:
     if path.is_file():
         raise CheckpointError(f"the {what}, {text}, is a file; give the folder it is in, with its config beside it.")
     if isinstance(name, str) and _HUB_ID.fullmatch(name):
-        return _from_hub(name, what)
+        return fetch(name, what)
     if path.name == text and not text.startswith("."):
         raise UnknownName(
             f"the {what}, {text!r}, is not a name in the zoo, a local folder, or a hub id (owner/name)."
@@ -39,15 +39,19 @@ def locate(name: str | PathLike[str], what: str) -> Path:
     raise CheckpointError(f"the {what}, {text}, is not there: no such folder. Check the path.")
 
 
-def _from_hub(name: str, what: str) -> Path:
-    """The local copy of a hub repository, fetched if need be: its configs, and safetensors rather than ``.bin``."""
+def fetch(name: str, what: str, weights: tuple[str, str] = ("*.safetensors", "*.bin")) -> Path:
+    """The local copy of a hub repository, fetched if need be: its configs, and safetensors rather than ``.bin``.
+
+    Args:
+        weights: patterns of the files of weights: those wanted, and those to take where there are none.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.bin"]))
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", weights[0]]))
+        if not list(folder.glob(weights[0])):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", weights[1]]))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-import torch
-
 from fusionlib.core import CheckpointError, ParameterError, StateDict
+from fusionlib.zoo import openclip, openclip_source
 from fusionlib.zoo.adapters import is_adapter, merge_adapter
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.locate import locate
+from fusionlib.zoo.openclip_source import CLIP_SCALE
 from fusionlib.zoo.own_preprocess import read_preprocess
-from fusionlib.zoo.weights import check_keys, read_config, read_weights
+from fusionlib.zoo.text_tower import read_text_tower
+from fusionlib.zoo.weights import build_wanted, check_keys, read_config, read_weights
 
-CLIP_SCALE = 100.0  # CLIP's learnt scale, at its cap; for vision towers that come without their scale
 _TEXT = ("text_model.", "text_projection.", "logit_scale")
 _PROJECTION = "visual_projection.weight"
 
 
 def own_backbone(name: str | PathLike[str]) -> Backbone:
-    """A backbone from a local folder or the hub: a CLIP vision model with projection, or a full CLIP.
+    """A backbone from a local folder or the hub: a CLIP vision model with projection, a full CLIP, or open_clip's.
 
     Raises: CheckpointError, KeyMismatch, UnknownName.
     """
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import CLIPVisionConfig
 
+    source = openclip_source.find(name)
+    if source is not None:
+        return openclip_source.backbone(name, source)
     folder = locate(name, "backbone")
     facts = read_config(folder)
     kind = facts.get("model_type")
@@ -40,8 +44,7 @@ def own_backbone(name: str | PathLike[str]) -> Backbone:
             "(CLIPVisionModelWithProjection) can be used."
         )
     config = CLIPVisionConfig.from_dict({**facts_vision, "dtype": "float32"})
-    with torch.device("meta"):
-        wanted = CLIPVisionModelWithProjection(config).state_dict()
+    wanted = build_wanted(config)
     found = read_weights(folder)
     scale = found["logit_scale"].float().exp().item() if "logit_scale" in found else facts.get("logit_scale")
     state = _canonical(found)
@@ -52,14 +55,16 @@ def own_backbone(name: str | PathLike[str]) -> Backbone:
         state={key: state[key].float() for key in wanted},
         preprocess=read_preprocess(folder, config),
         logit_scale=CLIP_SCALE if scale is None else float(scale),
-        text_folder=folder if kind == "clip" else None,
+        text_tower=functools.partial(read_text_tower, folder) if kind == "clip" else None,
     )
 
 
 def own_finetuned(
     base: Backbone, tasks: Sequence[str], checkpoints: Mapping[str, str | PathLike[str]]
 ) -> dict[str, StateDict]:
-    """Task -> weights of a user's fine-tunes, in the order of the tasks; PEFT adapters are merged in.
+    """Task -> weights of a user's fine-tunes, in the order of the tasks: folders, hub ids, or files of weights.
+
+    PEFT adapters are merged in, and weights of open_clip's models are brought to the backbone's keys.
 
     Raises: ParameterError if a task has no checkpoint; CheckpointError, KeyMismatch, UnknownName.
     """
@@ -68,10 +73,25 @@ def own_finetuned(
         raise ParameterError(
             f"checkpoints has nothing for {', '.join(absent)}. Give one checkpoint per task, or leave these tasks out."
         )
-    return {task: _own_state(base, locate(checkpoints[task], f"checkpoint of task {task!r}")) for task in tasks}
+    return {task: _own_state(base, checkpoints[task], f"checkpoint of task {task!r}") for task in tasks}
 
 
-def _own_state(base: Backbone, folder: Path) -> StateDict:
+def _own_state(base: Backbone, name: str | PathLike[str], what: str) -> StateDict:
+    file = Path(name).expanduser()
+    if not file.is_file():
+        found = openclip_source.find_folder(name, what)
+        if found is None:
+            return _of_transformers(base, locate(name, what))
+        file = openclip_source.weights_file(found)
+        if file is None:
+            raise CheckpointError(f"{found} holds none of {', '.join(openclip_source.WEIGHTS)}. Copy one there.")
+    state = openclip_source.read_state(file)
+    state = openclip.vision_state(state) if openclip.is_openclip(state) else _canonical(state)
+    check_keys(state, base.state, str(file))
+    return {key: state[key].float() for key in base.state}
+
+
+def _of_transformers(base: Backbone, folder: Path) -> StateDict:
     if is_adapter(folder):
         return merge_adapter(base, folder)
     state = _canonical(read_weights(folder))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fusionlib.core import CheckpointError, KeyMismatch, StateDict
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -36,13 +39,21 @@ def read_weights(folder: Path) -> StateDict:
 
 def read_tensors(path: Path) -> StateDict:
     """Tensors of one ``.safetensors`` or ``.bin`` file; CheckpointError if it can't be read."""
+    loaded = read_plain(path)
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path} holds something other than a state dict. Save the model with save_pretrained.")
+    return dict(loaded)
+
+
+def read_plain(path: Path) -> Any:
+    """What one file holds, tensors and plain values alone: no code in it is run; CheckpointError otherwise."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a complete safetensors file ({error}). Copy or make it again.") from error
     except Exception as error:
@@ -50,9 +61,6 @@ def read_tensors(path: Path) -> StateDict:
             f"{path} can't be read as a file of plain tensors ({type(error).__name__}: {error}). Copy it again or save "
             "the model with save_pretrained, which writes safetensors."
         ) from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path} holds something other than a state dict. Save the model with save_pretrained.")
-    return dict(loaded)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -65,6 +73,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise CheckpointError(f"{path} is not a model's configuration. Save the model with save_pretrained.")
     return facts
+
+
+def build_wanted(config: CLIPVisionConfig) -> StateDict:
+    """Names and shapes of the weights of a vision tower with projection, on the meta device."""
+    from transformers import CLIPVisionModelWithProjection
+
+    with torch.device("meta"):
+        return CLIPVisionModelWithProjection(config).state_dict()
 
 
 def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
