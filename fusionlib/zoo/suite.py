@@ -38,12 +38,13 @@ def load_suite(
     """Load a pretrained model, its fine-tunes, their heads and data; the embedded suite is made at first use.
 
     Args:
-        backbone: "tiny-clip", a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP.
+        backbone: "tiny-clip", a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP; or
+            open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
         tasks: a named set ("tiny8", "tiny-unseen"), a list of task names, or own task -> Parquet/imagefolder path.
         tuning: "full", "lora", or "none" (no fine-tunes: data and heads alone).
         seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        checkpoints: task -> local folder or hub id of your own fine-tunes, full or PEFT adapters; one per task.
+        checkpoints: task -> local folder, file or hub id of your own fine-tunes, full or PEFT adapters; one per task.
         heads: task -> tensor (classes, dim) or safetensors file; embedded or zero-shot heads where absent.
         multitask: the jointly trained model: None loads it if it was made, True makes it, False leaves it out.
         progress: show a display while something is made.
