@@ -2,10 +2,12 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,24 +40,35 @@ def test_nothing_runs_twice(smoke_project, smoke_environment):
     assert done.returncode == 0 and f"{len(CHAPTERS)} of {len(CHAPTERS)} up to date" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def second_runs(smoke_project, smoke_home, smoke_environment, tmp_path_factory):
+    """Chapter -> its second run, with the same fine-tunes and no records; as many at once as there are cores."""
+
+    def again(chapter: str) -> tuple[Path, subprocess.CompletedProcess]:
+        folder = tmp_path_factory.mktemp("again")
+        shutil.copytree(smoke_home / "checkpoints", folder / "home" / "checkpoints")
+        executed = smoke_project / "_build" / "executed" / "smoke" / f"{chapter}.ipynb"
+        copy = folder / executed.name
+        copy.write_text(json.dumps(comparable(json.loads(executed.read_text(encoding="utf-8")))), encoding="utf-8")
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        # drawings may differ in the ids inside them
+        (folder / "sanitize").write_text("[svg]\nregex: (?s)<\\?xml.*</svg>\nreplace: FIGURE\n")
+        command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", str(copy), "-q"]
+        command += ["-p", "no:cacheprovider", "-c", str(folder / "pytest.ini")]
+        command += ["--nbval-sanitize-with", str(folder / "sanitize")]
+        environment = {**smoke_environment, "FUSIONLIB_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+        return copy, subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {chapter: pool.submit(again, chapter) for chapter in MEASURING}
+
+
 @pytest.mark.parametrize("chapter", MEASURING)
-def test_another_run_gives_the_same_numbers(smoke_project, smoke_home, smoke_environment, chapter, tmp_path):
+def test_another_run_gives_the_same_numbers(second_runs, chapter):
     """nbval executes the chapter again, measures anew, and compares every table and number."""
-    home = tmp_path / "home"  # the same fine-tunes and no records
-    shutil.copytree(smoke_home / "checkpoints", home / "checkpoints")
-    executed = smoke_project / "_build" / "executed" / "smoke" / f"{chapter}.ipynb"
-    again = tmp_path / executed.name
-    again.write_text(json.dumps(comparable(json.loads(executed.read_text(encoding="utf-8")))), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", str(again)]
-    command += ["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini")]
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    # drawings may differ in the ids inside them
-    (tmp_path / "sanitize").write_text("[svg]\nregex: (?s)<\\?xml.*</svg>\nreplace: FIGURE\n")
-    command += ["--nbval-sanitize-with", str(tmp_path / "sanitize")]
-    environment = {**smoke_environment, "FUSIONLIB_HOME": str(home)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    copy, done = second_runs[chapter].result()
     assert done.returncode == 0, done.stdout[-5000:]
-    assert f"{sum(c['cell_type'] == 'code' for c in json.loads(again.read_text())['cells'])} passed" in done.stdout
+    assert f"{sum(c['cell_type'] == 'code' for c in json.loads(copy.read_text())['cells'])} passed" in done.stdout
 
 
 def comparable(notebook: dict) -> dict:
