@@ -45,7 +45,7 @@ class WeightEnsembledMLP(Substitute):
 
     def __init__(self, base: nn.Module, num_tasks: int, router_layers: int) -> None:
         super().__init__()
-        if isinstance(router_layers, bool) or router_layers not in (0, 1, 2):
+        if type(router_layers) is not int or router_layers not in (0, 1, 2):
             raise ParameterError(f"router_layers = {router_layers!r} is not allowed; it must be 0, 1 or 2.")
         self.base = copy.deepcopy(base).requires_grad_(False)
         self.task_vectors = copy.deepcopy(base).requires_grad_(False)
