@@ -111,6 +111,15 @@ def test_maximum_by_hand_is_not_the_most_confident_member():
     assert (most_confident, logits.argmax().item()) == (2, 0)
 
 
+def test_centred_maximum_by_hand():
+    # means 4/3 and 3.3: the sure member's best class is 8/3 above its own level, the loud one's 1.7 above its own
+    sure, loud = Scores(SURE), Scores(LOUD)
+    logits = max_model_predictor.fuse(sure, [sure, loud], center=True)(**BATCH)
+    torch.testing.assert_close(logits, torch.tensor([[1.7, 1.6, 8 / 3]]))
+    louder = Scores([value + 100 for value in LOUD])
+    torch.testing.assert_close(max_model_predictor.fuse(sure, [sure, louder], center=True)(**BATCH), logits)
+
+
 def test_maximum_differs_from_the_mean():
     sure, loud = Scores([9.0, 0.0]), Scores([0.0, 8.0])
     third = Scores([0.0, 5.0])

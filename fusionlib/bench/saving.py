@@ -85,9 +85,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     known: dict[str, Any] = {cls.__name__: cls for cls in (Ensemble, *Ensemble.__subclasses__())}
     if structure["class"] not in known:
         raise CheckpointError(f"{path} names the class {structure['class']!r}. Allowed: {', '.join(known)}.")
-    if structure["class"] == "Ensemble":
-        return Ensemble(members, structure["average"], structure["weights"]).eval()
-    return known[structure["class"]](members).eval()
+    return known[structure["class"]](members, **structure["given"]).eval()
 
 
 def _save_ensemble(model: Ensemble, folder: Path) -> None:
@@ -99,8 +97,7 @@ def _save_ensemble(model: Ensemble, folder: Path) -> None:
         "kind": "ensemble",
         "class": type(model).__name__,
         "architecture": type(members[0]).__name__,
-        "average": model.average,
-        "weights": model.weights.tolist(),
+        "given": model.given(),
         "members": names,
     }
     _write_structure(folder, described)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from torch import nn
 
@@ -15,11 +16,12 @@ card = MethodCard(
     cite="Wu2019",
     kind="ensemble",
     takes="models",
-    identity={},
+    identity=MappingProxyType({"center": False}),
+    grid=MappingProxyType({"center": (False, True)}),
 )
 
 
-def fuse(pretrained: nn.Module, finetuned: Sequence[nn.Module]) -> MaxEnsemble:
+def fuse(pretrained: nn.Module, finetuned: Sequence[nn.Module], *, center: bool = False) -> MaxEnsemble:
     """One module that holds all T fine-tuned models; a class scores what its strongest advocate gives it.
 
     The predicted class is that of the largest logit of all, whichever member it comes from. That member need
@@ -28,10 +30,11 @@ def fuse(pretrained: nn.Module, finetuned: Sequence[nn.Module]) -> MaxEnsemble:
 
     Args:
         pretrained: not used; every method has the same two first arguments.
+        center: take each member's mean over the classes off its logits first, so that they can be compared.
     Returns: an :class:`fusionlib.ops.modules.MaxEnsemble`; it stores and runs T models.
     Raises: ParameterError, for no models; KeyMismatch, if they differ in architecture.
     Source: Wu, Liu and Zhou 2019 (the max-model predictor, from which their method starts).
     Deviates: all members score all classes of the task in hand; in the paper each knows classes of its own,
-        and their scores are calibrated on exchanged examples first (the rest of the paper, not done here).
+        and their scores are calibrated on exchanged examples first (not done here). ``center`` is ours.
     """
-    return MaxEnsemble(finetuned)
+    return MaxEnsemble(finetuned, center=center)

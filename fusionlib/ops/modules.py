@@ -100,6 +100,10 @@ class Ensemble(nn.Module):
         # In a list, so that it is no submodule: it has a structure and no weights.
         self._skeleton = [_with_tensors(members[0], lambda _, tensor: tensor.to("meta"))]
 
+    def given(self) -> dict[str, Any]:
+        """What it was made with besides the members, as JSON values."""
+        return {"average": self.average, "weights": self.weights.tolist()}
+
     def unstacked(self) -> list[nn.Module]:
         """The members as modules of their own; copies where they are stacked."""
         if not self.batched:
@@ -150,14 +154,23 @@ class MaxEnsemble(Ensemble):
     """Several models that answer together: a class gets the highest logit that any member gives it.
 
     Args and errors: as :class:`Ensemble`, without weights and without a choice of what is combined.
+        center: take each member's mean over the classes off its logits before they are compared.
     """
 
-    def __init__(self, members: Sequence[nn.Module], *, batched: bool | None = None) -> None:
+    def __init__(self, members: Sequence[nn.Module], *, center: bool = False, batched: bool | None = None) -> None:
         super().__init__(members, "logits", batched=batched)
+        self.center = center
+
+    def given(self) -> dict[str, Any]:
+        """What it was made with besides the members, as JSON values."""
+        return {"center": self.center}
 
     def predict(self, head: Head, batch: Batch) -> Tensor:
-        """The largest logit of every class over the members, shape (B, classes)."""
-        return torch.stack([head(member, batch) for member in self.features(batch)]).amax(dim=0)
+        """The largest (centred) logit of every class over the members, shape (B, classes)."""
+        logits = torch.stack([head(member, batch) for member in self.features(batch)])
+        if self.center:
+            logits = logits - logits.mean(dim=-1, keepdim=True)
+        return logits.amax(dim=0)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
