@@ -21,7 +21,7 @@ from fusionlib.ops.weight_ensembling import WeightEnsembledMLP
 
 # name, width, hidden units, tokens, samples
 SHAPES = (("tiny-clip", 128, 512, 17, 256), ("tiny-clip, training", 128, 512, 17, 8), ("ViT-B/32", 768, 3072, 50, 16))
-CHUNKS = (4, 16, 64, 256)  # MB
+CHUNKS = (4, 16, 64, 256)  # MB; the library takes 16 on a CPU
 
 
 def ensembled(width: int, units: int, num_tasks: int) -> WeightEnsembledMLP:

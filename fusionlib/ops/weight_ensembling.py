@@ -23,7 +23,7 @@ from fusionlib.ops.statedict import compute_dtype
 from fusionlib.ops.substitutes import Substitute
 
 # Bytes of merged weights that one MLP makes at a time; a small chunk stays near the cache of a CPU.
-CPU_WEIGHTS = 64 << 20
+CPU_WEIGHTS = 16 << 20
 GPU_WEIGHTS = 1 << 30
 ROUTER_STD = 0.01
 
