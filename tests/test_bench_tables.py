@@ -116,6 +116,13 @@ def test_defaults_that_validation_chose_are_one_row():
     ]
 
 
+def test_hyper_parameters_stand_in_the_order_of_the_signature():
+    given = {"scale": 0.5, "combine": "sum", "density": 0.1}
+    for order in (sorted(given), sorted(given, reverse=True)):
+        record = make_record("ties_merging", hyperparameters={name: given[name] for name in order})
+        assert tables.label(record) == "TIES-Merging, density 0.1, scale 0.5, combine sum"
+
+
 def test_how_hyper_parameters_were_chosen():
     made = [make_record(hyperparameters={"scale": scale}) for scale in (0.3, 0.9)]
     texts, _, _ = parse_table(tables.leaderboard([*made, make_record("mine", hyperparameters={"scale": 1})]))

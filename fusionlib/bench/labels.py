@@ -51,7 +51,9 @@ def settings(record: Record) -> str:
     if record.method in REFERENCES or record.method not in methods.names():
         return ", ".join(f"{name} {_value(value)}" for name, value in record.hyperparameters.items())
     defaults, grid = parameters_of(record.method), methods.get(record.method).card.grid
-    shown = {n: v for n, v in record.hyperparameters.items() if n in grid or v != json_value(defaults[n])}
+    # in the signature's order: what was read from a file has its keys sorted
+    given = {name: record.hyperparameters[name] for name in defaults if name in record.hyperparameters}
+    shown = {n: v for n, v in given.items() if n in grid or v != json_value(defaults[n])}
     return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
 
 
