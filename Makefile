@@ -4,13 +4,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: book serve test check bench clean help
+.PHONY: book book-all serve test check bench clean help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
 book: $(STAMP)  ## run every chapter, then build the book into _build/html
 	@$(BIN)/fusionlib book
+
+book-all: $(STAMP)  ## the same for every embedded configuration, LoRA fine-tunes too
+	@$(BIN)/fusionlib book --params tiny-clip tiny-clip-lora
 
 serve: book  ## the same, then serve it on this machine
 	@$(BIN)/fusionlib book --no-run --serve

@@ -125,10 +125,10 @@ def test_missing_and_ambiguous_files(project, tmp_path):
         params.locate([], project)
 
 
-def test_the_default_files_are_those_of_the_book(tmp_path):
+def test_the_default_file_is_that_of_the_book(tmp_path):
     everything = dict.fromkeys(["a", "smoke", "tiny-clip", "tiny-clip-lora"], "scale: 1.0")
     project = make_project(tmp_path, **everything)
-    assert [path.stem for path in params.locate([], project)] == ["tiny-clip", "tiny-clip-lora"]
+    assert [path.stem for path in params.locate([], project)] == ["tiny-clip"]
 
 
 @pytest.mark.parametrize(

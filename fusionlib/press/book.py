@@ -13,11 +13,11 @@ from pathlib import Path
 
 from fusionlib.core import FusionError
 from fusionlib.press.files import digest, digest_files, read_json, write_text
+from fusionlib.press.params import DEFAULT
 from fusionlib.press.project import Project
 from fusionlib.press.serving import serve as serve_site
 from fusionlib.press.staging import source_notebooks, stage
 
-DEFAULT = "tiny-clip"
 # jupyter-book 1 has no __main__, and its script need not be on the PATH of the Python that runs this.
 _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")

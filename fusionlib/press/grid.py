@@ -27,7 +27,7 @@ class Request:
     """What the command line asks for.
 
     Attributes:
-        params: files or names of configurations; empty for the default ones.
+        params: files or names of configurations; empty for the default one.
         chapters: patterns; empty for all.
         overrides: (parameter, value as typed).
         jobs: processes at once; None for one per core.

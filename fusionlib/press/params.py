@@ -17,7 +17,7 @@ from fusionlib.press.project import Project
 from fusionlib.press.trial import out_of_range
 from fusionlib.press.values import SHARED, impossible, mismatch
 
-DEFAULTS = ("tiny-clip", "tiny-clip-lora")
+DEFAULT = "tiny-clip"
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
 
@@ -43,14 +43,14 @@ class Configuration:
 
 
 def locate(names: Iterable[str], project: Project) -> list[Path]:
-    """Files of configurations, given by path or by name ("smoke"); the default ones if none is given.
+    """Files of configurations, given by path or by name ("smoke"); the default one if none is given.
 
     Raises: ParameterError, if a file is missing (says which exist) or two have one name.
     """
     there = sorted(path.stem for path in project.params.glob("*.yaml"))
     given = list(names)
     found = []
-    for name in given or [default for default in DEFAULTS if default in there] or there[:1]:
+    for name in given or [DEFAULT] * (DEFAULT in there) or there[:1]:
         path = Path(name)
         named = project.params / f"{name}.yaml"
         if not path.is_file() and not named.is_file():
