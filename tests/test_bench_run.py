@@ -208,3 +208,8 @@ def test_a_method_that_is_no_module():
     assert fl.run(method, toy_suite()).counts == {"a": (3, 4), "b": (4, 5)}
     with pytest.raises(ParameterError, match="source of 'in_a_notebook' can't be read"):
         fl.run(SimpleNamespace(card=card, fuse=eval("lambda pretrained, finetuned: None")), toy_suite())
+
+
+def test_several_models_at_once_are_not_one_measurement():
+    with pytest.raises(ParameterError, match="returned 2 models, and one can be measured"):
+        fl.run("model_recombination", toy_suite(), return_all=True)

@@ -244,3 +244,11 @@ def test_short_labels_name_only_what_differs():
     ]
     wanted = ["Task Arithmetic", "TIES-Merging, scale 1, combine mean", "TIES-Merging, scale 0.5, combine sum"]
     assert tables.short_labels(made) == wanted
+
+
+def test_facts_of_methods_that_enlarge_or_rearrange():
+    rearranged = dict(tables.fact_box("model_recombination").facts)
+    assert rearranged["Returns"] == "one model of the same shape" and rearranged["Stored"] == "1 model"
+    enlarged = dict(tables.fact_box("depth_upscaling").facts)
+    assert enlarged["Acts on"] == "one model" and "Order of models" not in enlarged
+    assert enlarged["Returns"] == "one model of a new shape"

@@ -196,7 +196,7 @@ def _name(method: FusionMethod) -> str:
 
 def _fuser(
     method: FusionMethod, suite: Suite, hyperparameters: Mapping[str, Any]
-) -> Callable[[], StateDict | nn.Module]:
+) -> Callable[[], StateDict | nn.Module | list[StateDict]]:
     """The call to ``fuse`` alone, to be measured; its inputs are prepared before."""
     alone = method.card.fuses == "pretrained"
     if not suite.finetuned and not alone:
@@ -205,14 +205,18 @@ def _fuser(
     needs = method.card.needs_with(hyperparameters)
     given = {**hyperparameters, "data": calibration(suite, needs)} if needs else hyperparameters
 
-    def call() -> StateDict | nn.Module:
+    def call() -> StateDict | nn.Module | list[StateDict]:
         with nullcontext() if needs else torch.no_grad():
             return method.fuse(pretrained, [] if alone else finetuned, **given)
 
     return call
 
 
-def _as_model(fused: StateDict | nn.Module, suite: Suite) -> nn.Module:
+def _as_model(fused: StateDict | nn.Module | list[StateDict], suite: Suite) -> nn.Module:
+    if isinstance(fused, list):
+        raise ParameterError(
+            f"the method returned {len(fused)} models, and one can be measured; call its `fuse` for all of them."
+        )
     return fused.eval() if isinstance(fused, nn.Module) else suite.model(fused)
 
 

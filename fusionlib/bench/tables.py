@@ -27,7 +27,11 @@ __all__ = [
     "title",
 ]
 
-_COST = {"ensemble": ("T models", "T models"), "merge": ("1 model", "1 model"), "mix": ("more than 1", "depends")}
+_RETURNS = {
+    "ensemble": ("all the models, side by side", "T models", "T models"),
+    "weights": ("one model of the same shape", "1 model", "1 model"),
+    "mix": ("one model of a new shape", "more than 1", "depends"),
+}
 
 
 def by_task(records: Iterable[Record]) -> Table:
@@ -66,7 +70,7 @@ def cards() -> Table:
     body = []
     for name in methods.names():
         card = methods.get(name).card
-        stored, active = _COST[card.kind]
+        _, stored, active = _returned(card)
         uses = ", ".join(USES[need] for need in sorted(card.needs)) or "weights alone"
         knobs = ", ".join(parameters_of(name)) or "none"
         body.append([Cell(text, number=False) for text in (card.title, card.kind, uses, knobs, stored, active)])
@@ -77,16 +81,15 @@ def fact_box(method: Method) -> Facts:
     """What the card says of a method, for the head of its chapter."""
     known = methods.get(method)
     card: MethodCard = known.card
-    stored, active = _COST[card.kind]
+    returned, stored, active = _returned(card)
     grain = {
         "element": "each number by itself",
         "tensor": "each tensor by itself",
         "model": "the whole model at once",
     }
-    returns = {"ensemble": "all the models, side by side", "merge": "one model of the same shape"}
     facts = [
         ("Kind", card.kind),
-        ("Returns", returns.get(card.kind, "one model of a new shape")),
+        ("Returns", returned),
         ("Uses", ", ".join(USES[need] for need in sorted(card.needs)) or "weights alone"),
         ("Works on", "outputs, not weights" if card.kind == "ensemble" else grain[card.scope]),
         ("Hyper-parameters", ", ".join(f"{k} = {v}" for k, v in parameters_of(method).items()) or "none"),
@@ -95,7 +98,16 @@ def fact_box(method: Method) -> Facts:
         ("Order of models", "without effect" if card.symmetric else "matters"),
         ("Call", f"{known.fuse.__module__}.fuse"),
     ]
+    if card.fuses == "pretrained":
+        facts = [fact for fact in facts if fact[0] != "Order of models"]
+        facts.insert(1, ("Acts on", "one model"))
     return Facts(card.title, facts)
+
+
+def _returned(card: MethodCard) -> tuple[str, str, str]:
+    """What comes out, what of it is stored, and what one prediction reads."""
+    # a method that turns state dicts into one of the same keys returns the same shape, whatever its kind
+    return _RETURNS["weights" if card.kind == "merge" or card.takes == "weights" else card.kind]
 
 
 def plain(columns: Sequence[str], rows: Iterable[Sequence[Any]], fmt: str = "{:.3g}") -> Table:
