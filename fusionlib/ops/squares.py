@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionlib.core import StateDict
@@ -51,32 +51,37 @@ def one_by_one(model: nn.Module, score: Score, batch: Batch, directions: Tensor)
 def all_at_once(model: nn.Module, score: Score, batch: Batch, directions: Tensor) -> StateDict:
     """As ``one_by_one``, quickly. Raises RuntimeError about "vmap" for models that look at values to branch."""
     scored, layers = _Scored(model, score), _layers(model)
-    probes: dict[str, list[Tensor]] = {}  # zeros that are added to what layers give, by weight and call
+    zeros: dict[str, list[Tensor]] = {}  # to add to what layers give, by weight and call
 
     def note(weight: str, _: Tensor, output: Tensor) -> None:
-        probes.setdefault(weight, []).append(torch.zeros_like(output))
+        zeros.setdefault(weight, []).append(torch.zeros_like(output))
 
-    with _watched(layers, note):
+    with torch.no_grad(), _watched(layers, note):
         score(model, {name: value[:1] for name, value in batch.items()}, directions[0])
-    others = {name: value for name, value in _parameters(model).items() if name not in probes}
 
     def probed(others: StateDict, probes: Mapping[str, list[Tensor]], example: Batch, direction: Tensor) -> Any:
         received: dict[str, list[Tensor]] = {}
 
         def probe(weight: str, inputs: Tensor, output: Tensor) -> Tensor:
             calls = received.setdefault(weight, [])
-            calls.append(inputs)
+            calls.append(inputs.detach())
             return output + probes[weight][len(calls) - 1]
 
         with _watched(layers, probe):
             return scored.at(others, {name: value[None] for name, value in example.items()}, direction), received
 
-    every = vmap(grad(probed, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated example by example
-        (gradients, given), received = every(others, probes, dict(batch), directions)
-    total = {name: value.square().sum(dim=0) for name, value in gradients.items()}
-    for weight in probes:
-        slopes, inputs = _by_example(given[weight]), _by_example(received[weight])
+    # Every example has a copy of its own of what is differentiated, so that one backward pass tells them apart.
+    count = len(directions)
+    others = {name: _copies(value, count) for name, value in _parameters(model).items() if name not in zeros}
+    probes = {weight: [_copies(value, count) for value in calls] for weight, calls in zeros.items()}
+    with torch.enable_grad(), _plain_attention():
+        scores, received = vmap(probed)(others, probes, dict(batch), directions)
+        leaves = [*others.values(), *(probe for calls in probes.values() for probe in calls)]
+        gradients = iter(torch.autograd.grad(scores.sum(), leaves, materialize_grads=True))
+    total = {name: next(gradients).square().sum(dim=0) for name in others}
+    for weight, calls in probes.items():
+        slopes = _by_example([next(gradients) for _ in calls])
+        inputs = _by_example(received.pop(weight))
         transposed = layers[weight][1]
         total[weight] = _squared_products(*((inputs, slopes) if transposed else (slopes, inputs)))
     return total
@@ -109,6 +114,10 @@ def _parameters(model: nn.Module) -> StateDict:
     return {name: value.detach() for name, value in model.named_parameters()}
 
 
+def _copies(value: Tensor, count: int) -> Tensor:
+    return value.detach().expand(count, *value.shape).requires_grad_()
+
+
 def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
     """Weight name -> (layer, transposed), of layers that do no more than multiply by a weight that is theirs alone."""
     owners = Counter(id(value) for module in model.modules() for value in module._parameters.values())
@@ -134,9 +143,22 @@ def _watched(layers: Mapping[str, tuple[nn.Module, bool]], watch: Watch) -> Iter
         yield
 
 
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention in single steps: the fused kernels cannot be taken example by example."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def _by_example(calls: list[Tensor]) -> Tensor:
     """What the calls of a layer received, or their slopes, shape (examples, tokens, dim)."""
-    return torch.cat([call.reshape(len(call), -1, call.shape[-1]) for call in calls], dim=1)
+    found = [call.reshape(len(call), -1, call.shape[-1]) for call in calls]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def _squared_products(left: Tensor, right: Tensor) -> Tensor:
