@@ -90,12 +90,13 @@ def solve_symmetric(matrix: Tensor, right: Tensor) -> tuple[Tensor, bool]:
     A singular system, also one that is singular but for rounding, gets the solution of least squares with the
     smallest norm.
     """
-    tolerance = len(matrix) * torch.finfo(matrix.dtype).eps
+    eps = torch.finfo(matrix.dtype).eps
     factor, info = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal().square()
-    if int(info) == 0 and bool(pivots.min() > tolerance * pivots.max()):
+    # where a pivot should be 0, rounding leaves less than this
+    if int(info) == 0 and bool(pivots.min() > 4 * len(matrix) ** 0.5 * eps * pivots.max()):
         return torch.cholesky_solve(right, factor), True
     values, vectors = torch.linalg.eigh(matrix)
-    kept = values > values[-1].clamp(min=0) * tolerance
+    kept = values > values[-1].clamp(min=0) * len(values) * eps
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
     return vectors @ (inverse[:, None] * (vectors.T @ right)), False
