@@ -93,7 +93,7 @@ def solve_symmetric(matrix: Tensor, right: Tensor) -> tuple[Tensor, bool]:
     eps = torch.finfo(matrix.dtype).eps
     factor, info = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal().square()
-    # where a pivot should be 0, rounding leaves less than this
+    # where a pivot should be 0, rounding seldom leaves more than this
     if int(info) == 0 and bool(pivots.min() > 4 * len(matrix) ** 0.5 * eps * pivots.max()):
         return torch.cholesky_solve(right, factor), True
     values, vectors = torch.linalg.eigh(matrix)
