@@ -8,7 +8,7 @@ from press_helpers import make_project, write_chapter
 from rich.console import Console
 
 from fusionlib.core import ParameterError
-from fusionlib.press import chapters, grid, params, runner
+from fusionlib.press import chapters, grid, params, plan, runner
 
 SIX = "backbone = 'tiny-clip'\ntasks = 'tiny8'\ntuning = 'full'\nseeds = [0]\ndevice = 'cpu'\neval_limit = None\n"
 
@@ -172,12 +172,24 @@ def test_restrictions_of_a_chapter_are_checked(project):
     write_chapter(project, "methods/a", configurations="some")
     with pytest.raises(ParameterError, match=r"fusionlib\.configurations is 'some'"):
         chapters.read_all(project)
+    write_chapter(project, "methods/a", parameters=SIX, keeps=["backbone", "task"])
+    with pytest.raises(ParameterError, match=r"fusionlib\.keeps is \['backbone', 'task'\].*backbone, tasks, tuning"):
+        chapters.read_all(project)
     write_chapter(project, "methods/a", after="b")
     with pytest.raises(ParameterError, match=r"fusionlib\.after is 'b'"):
         chapters.read_all(project)
     (project.book / "methods" / "a.ipynb").write_text("{")
     with pytest.raises(ParameterError, match="cannot be read as a notebook"):
         chapters.read_all(project)
+
+
+def test_a_chapter_keeps_values_of_its_own(project):
+    write_chapter(project, "methods/text", parameters=SIX + "scale = 1.0", keeps=["backbone", "tasks"])
+    given = {"backbone": "tiny-gpt2", "tasks": "tiny-text7", "seeds": [1], "scale": 2.0}
+    (text,) = [chapter for chapter in chapters.read_all(project) if chapter.name == "methods/text"]
+    (job,) = plan.make([text], [params.Configuration("one", "one.yaml", given, {})], project, force=True)
+    assert dict(job.given) == {"seeds": [1], "scale": 2.0}
+    assert (job.values["backbone"], job.values["tasks"]) == ("tiny-clip", "tiny8")
 
 
 def test_a_hyperparameter_out_of_range_is_refused_before_anything_runs(project):

@@ -33,7 +33,7 @@ def readme_row(task):
     return [int(number.replace(",", "")) for number in row.groups()]
 
 
-@pytest.mark.parametrize("name", names.EMBEDDED_TASKS)
+@pytest.mark.parametrize("name", names.IMAGE_TASKS)
 def test_counts_and_classes(name):
     task = embedded_task(name)
     assert [task.num_examples(split) for split in ("train", "val", "test")] + [len(task.classes)] == readme_row(name)
@@ -46,10 +46,10 @@ def test_counts_and_classes(name):
 
 def test_sets_list_the_tasks_of_the_pack():
     packed = {path.name.removesuffix("-test.parquet") for path in files.DATA.glob("*-test.parquet")}
-    assert set(names.EMBEDDED_TASKS) == packed and len(names.SETS["tiny8"]) == 8
+    assert set(names.IMAGE_TASKS) == packed and len(names.SETS["tiny8"]) == 8
 
 
-@pytest.mark.parametrize("name", names.EMBEDDED_TASKS)
+@pytest.mark.parametrize("name", names.IMAGE_TASKS)
 def test_zero_shot_accuracy_is_the_readmes(name):
     sentence = re.search(r"Zero-shot accuracy on the test sets: (.*)", README).group(1)
     stated = float(re.search(rf"\b{name} (\.\d+)", sentence).group(1))

@@ -59,7 +59,7 @@ def test_killed_run_goes_on_and_ends_bit_identical(home, monkeypatch):
         "prepare(tasks=['flags'])"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    for _ in range(3000):
+    for _ in range(12000):
         if snapshot.exists():
             break
         time.sleep(0.01)

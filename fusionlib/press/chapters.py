@@ -4,6 +4,8 @@ A chapter may restrict itself in the notebook's metadata, under ``"fusionlib"``:
 
 * ``"configurations"``: ``"all"``, ``"first"`` (only the first configuration of a run) or a list of names.
   Default: all for ``book/methods/``, first for everything else.
+* ``"keeps"``: parameters that keep the notebook's own values whatever the configuration says, such as the backbone
+  and the tasks of a chapter about one suite. Default: none.
 * ``"after": "all"``: run when all the other chapters have ended, and again when the records have changed.
   Default: set for ``book/results/``, absent for everything else.
 """
@@ -35,6 +37,7 @@ class Chapter:
         parameters: name -> default of its parameters cell, in the order of the cell; empty if it has none.
         configurations: "all", "first", or the names of those it runs for.
         last: whether it runs after all the others.
+        keeps: parameters whose values in a configuration are passed over.
         identity: hash of its cells (sources, tags) and metadata; outputs do not count.
     """
 
@@ -44,6 +47,7 @@ class Chapter:
     configurations: str | tuple[str, ...]
     last: bool
     identity: str
+    keeps: tuple[str, ...] = ()
 
     def runs_for(self, configuration: str, first: bool) -> bool:
         """Whether it runs for a configuration, which is or is not the first of the run."""
@@ -79,13 +83,15 @@ def read(path: Path, book: Path) -> Chapter:
     name = path.relative_to(book).with_suffix("").as_posix()
     own = metadata.get("fusionlib", {})
     configurations, last = _restrictions(name, own, path)
+    parameters = literals(tagged[0], str(path)) if tagged else {}
     return Chapter(
         path=path,
         name=name,
-        parameters=literals(tagged[0], str(path)) if tagged else {},
+        parameters=parameters,
         configurations=configurations,
         last=last,
         identity=digest([cells, own]),
+        keeps=_keeps(own, parameters, path),
     )
 
 
@@ -165,6 +171,16 @@ def _restrictions(name: str, own: Any, path: Path) -> tuple[str | tuple[str, ...
     if after not in (None, "all"):
         raise ParameterError(f"{path}: the metadata fusionlib.after is {after!r}; the only value allowed is 'all'.")
     return configurations, after == "all"
+
+
+def _keeps(own: Mapping[str, Any], parameters: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    keeps = own.get("keeps", [])
+    if not isinstance(keeps, list) or not set(keeps) <= parameters.keys():
+        raise ParameterError(
+            f"{path}: the metadata fusionlib.keeps is {keeps!r}; allowed is a list of names out of its parameters "
+            f"cell, {', '.join(parameters)}."
+        )
+    return tuple(keeps)
 
 
 def _not_literal(where: str, line: int, source: str) -> ParameterError:

@@ -98,10 +98,11 @@ def resolve(project: Project, request: Request) -> tuple[list[params.Configurati
 def prepare(parameters: Iterable[Mapping[str, Any]]) -> None:
     """Make the fine-tunes that notebooks with these parameters will ask for, so that no two kernels make one.
 
-    The jointly trained reference is made for named sets of tasks with full fine-tuning.
+    The jointly trained reference is made for named sets of tasks with full fine-tuning, if the backbone has one.
     """
     from fusionlib import zoo
     from fusionlib.zoo.names import EMBEDDED_BACKBONES
+    from fusionlib.zoo.recipe import JOINT, offered
 
     made = set()
     for values in parameters:
@@ -114,7 +115,8 @@ def prepare(parameters: Iterable[Mapping[str, Any]]) -> None:
             wanted = (values["backbone"], tasks if isinstance(tasks, str) else tuple(tasks), values["tuning"], seed)
             if wanted not in made:
                 made.add(wanted)
-                zoo.prepare(*wanted, multitask=isinstance(tasks, str) and values["tuning"] == "full")
+                jointly = isinstance(tasks, str) and values["tuning"] == "full" and JOINT in offered(values["backbone"])
+                zoo.prepare(*wanted, multitask=jointly)
 
 
 def _tell_plan(jobs: list[plan.Job], console: Console, force: bool) -> None:

@@ -97,7 +97,9 @@ def make(
             if not chapter.runs_for(configuration.name, first=configuration is configurations[0]):
                 continue
             values = {**chapter.parameters}
-            values |= {key: value for key, value in configuration.values.items() if key in values}
+            values |= {
+                key: value for key, value in configuration.values.items() if key in values and key not in chapter.keeps
+            }
             executed = project.executed_copy(configuration.name, chapter.name)
             parts = keys.parts(chapter, values, common, project)
             status = read_json(status_file(executed))

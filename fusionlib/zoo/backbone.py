@@ -1,4 +1,4 @@
-"""A backbone: the image encoder's architecture, its pretrained weights, and what it wants its pictures to be."""
+"""A backbone: an architecture, its pretrained weights, what it makes of raw examples, and what its heads are."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusionlib.core import StateDict
 from fusionlib.zoo.files import DATA, hash_file
 from fusionlib.zoo.inputs import Preprocess
+from fusionlib.zoo.reading import Reading
+from fusionlib.zoo.task import Task
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig
@@ -25,21 +28,56 @@ BICUBIC = 3
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP-like vision tower with projection.
+    """What all backbones have; each kind says what its module and its heads are.
 
     Attributes:
         name: as the user asked for it.
-        config: of ``CLIPVisionModelWithProjection``.
+        config: of the module, from transformers.
         state: the pretrained weights, float32, on the CPU.
-        preprocess: what it does to a picture.
+        preprocess: how it reads the examples of a task.
+    """
+
+    learns_heads: ClassVar[bool] = False  # whether heads are trained with the fine-tunes and come with them
+
+    name: str
+    config: Any = field(repr=False)
+    state: StateDict = field(repr=False)
+    preprocess: Reading
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        raise NotImplementedError
+
+    def module(self) -> nn.Module:
+        """A new module, with whatever weights."""
+        raise NotImplementedError
+
+    def head(self, task: Task, given: Tensor | str | PathLike[str] | None) -> nn.Module:
+        """What was given as the head of a task, else the one that belongs to it; ParameterError, CheckpointError."""
+        raise NotImplementedError
+
+    def start_head(self, task: Task, seed: int) -> nn.Module:
+        """The head that a fine-tune of this seed starts with."""
+        return self.head(task, None)
+
+    def build(self, state: StateDict | None = None) -> nn.Module:
+        """A new module with these weights (the pretrained ones if None), in evaluation mode, on the CPU."""
+        with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are overwritten at once
+            model = self.module()
+        model.load_state_dict(self.state if state is None else state)
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class ClipBackbone(Backbone):
+    """A CLIP-like vision tower with projection, ``CLIPVisionModelWithProjection``; its heads compare by cosine.
+
+    Attributes:
         logit_scale: factor on the cosines of its heads.
         text_tower: reads the text tower, if one came with it.
     """
 
-    name: str
-    config: CLIPVisionConfig = field(repr=False)
-    state: StateDict = field(repr=False)
-    preprocess: Preprocess
     logit_scale: float
     text_tower: Callable[[], TextTower] | None = field(default=None, repr=False)
 
@@ -48,26 +86,29 @@ class Backbone:
         """Number of features, the width of the projection."""
         return self.config.projection_dim
 
-    def build(self, state: StateDict | None = None) -> nn.Module:
-        """A new module with these weights (the pretrained ones if None), in evaluation mode, on the CPU."""
+    def module(self) -> nn.Module:
+        """A new tower, with whatever weights."""
         from transformers import CLIPVisionModelWithProjection
 
-        with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are overwritten at once
-            model = CLIPVisionModelWithProjection(self.config)
-        model.load_state_dict(self.state if state is None else state)
-        return model.eval()
+        return CLIPVisionModelWithProjection(self.config)
+
+    def head(self, task: Task, given: Tensor | str | PathLike[str] | None) -> nn.Module:
+        """See :func:`fusionlib.zoo.heads.make_head`."""
+        from fusionlib.zoo.heads import make_head
+
+        return make_head(task, self, given)
 
 
-def tiny_clip() -> Backbone:
+def tiny_clip() -> ClipBackbone:
     """The backbone that ships with the package: 869,632 parameters, 32 x 32 pictures, 384 features."""
     from safetensors.torch import load_file
     from transformers import CLIPVisionConfig
 
     facts = json.loads((DATA / "config.json").read_text())
-    config = CLIPVisionConfig.from_dict({**facts, "dtype": "float32"})
+    config: CLIPVisionConfig = CLIPVisionConfig.from_dict({**facts, "dtype": "float32"})
     size = facts["image_size"]
     mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
-    return Backbone(
+    return ClipBackbone(
         name="tiny-clip",
         config=config,
         state={name: tensor.float() for name, tensor in load_file(DATA / "base.safetensors").items()},

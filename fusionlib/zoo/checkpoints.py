@@ -5,29 +5,36 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapters import merge_adapter
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.files import hash_file
+from fusionlib.zoo.heads import read_head
 from fusionlib.zoo.job import Job
 from fusionlib.zoo.weights import check_keys, read_weights
 
 FACTS = "fusionlib.json"
+HEADS = "heads.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified fine-tune: weights with adapters merged in, and the facts that were written beside them."""
+    """A verified fine-tune: weights with adapters merged in, the facts that were written beside them, and its head.
+
+    ``head`` is the weight of the head that was trained along, None where heads are not trained.
+    """
 
     state: StateDict
     facts: dict[str, Any]
+    head: Tensor | None = None
 
     @property
     def identity(self) -> str:
@@ -35,20 +42,25 @@ class Checkpoint:
         return "".join(sorted(self.facts["files"].values()))
 
 
-def save(job: Job, model: nn.Module, facts: dict[str, Any]) -> Path:
+def save(job: Job, model: nn.Module, facts: dict[str, Any], heads: Mapping[str, nn.Module] | None = None) -> Path:
     """Write the fine-tune and move it into place in one step; returns its folder.
 
     Args:
         job: what it is.
         model: as the training loop returned it, a PEFT model for LoRA.
         facts: further entries of the JSON (seconds, validation counts).
+        heads: task -> head that was trained along.
     """
+    from safetensors.torch import save_file
+
     building = job.partial / "finished"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     options: dict[str, Any] = {} if job.recipe.rank is None else {"save_embedding_layers": False}
     model.save_pretrained(building, **options)  # type: ignore[operator]
     (building / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
+    if heads:
+        save_file({task: head.get_parameter("weight").detach() for task, head in heads.items()}, building / HEADS)
     written = {path.name: hash_file(path) for path in sorted(building.iterdir())}
     described = {
         **job.to_json(),
@@ -76,7 +88,8 @@ def load(job: Job, backbone: Backbone) -> Checkpoint:
         return Checkpoint(merge_adapter(backbone, job.folder), facts)
     state = read_weights(job.folder)
     check_keys(state, backbone.state, str(job.folder))
-    return Checkpoint({name: state[name].float() for name in backbone.state}, facts)
+    head = read_head(job.folder / HEADS, job.label) if backbone.learns_heads else None
+    return Checkpoint({name: state[name].float() for name in backbone.state}, facts, head)
 
 
 def verify(folder: Path) -> dict[str, Any]:

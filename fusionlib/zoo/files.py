@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 DATA = Path(__file__).parent / "data" / "image"
+TEXT = Path(__file__).parent / "data" / "text"
 
 
 def home() -> Path:

@@ -15,7 +15,7 @@ from fusionlib.zoo.files import DATA
 from fusionlib.zoo.task import Task
 
 if TYPE_CHECKING:
-    from fusionlib.zoo.backbone import Backbone
+    from fusionlib.zoo.backbone import ClipBackbone
 
 
 class CosineHead(nn.Module):
@@ -38,7 +38,7 @@ class CosineHead(nn.Module):
         return self.logit_scale * (nn.functional.normalize(features, dim=-1) @ self.weight.T)
 
 
-def make_head(task: Task, backbone: Backbone, given: Tensor | str | PathLike[str] | None) -> CosineHead:
+def make_head(task: Task, backbone: ClipBackbone, given: Tensor | str | PathLike[str] | None) -> CosineHead:
     """The head of a task: what the user gave, else the embedded one, else zero-shot from the text tower.
 
     Embedded heads are used where the task is embedded and the backbone scores against them, which
@@ -51,7 +51,7 @@ def make_head(task: Task, backbone: Backbone, given: Tensor | str | PathLike[str
     if isinstance(given, Tensor):
         weight = given
     elif given is not None:
-        weight = _read(Path(given).expanduser(), task)
+        weight = read_head(Path(given).expanduser(), task)
     elif task.embedded and backbone.config.to_dict().get("logit_scale") is not None:
         weight = embedded_weight(task.name)
     elif backbone.text_tower is not None:
@@ -75,10 +75,14 @@ def make_head(task: Task, backbone: Backbone, given: Tensor | str | PathLike[str
 @functools.lru_cache(maxsize=32)
 def embedded_weight(task: str) -> Tensor:
     """The shipped text embeddings of a task's class prompts, float32 (classes, 384)."""
-    return _read(DATA / "heads.safetensors", task)
+    return read_head(DATA / "heads.safetensors", task)
 
 
-def _read(path: Path, task: Task | str) -> Tensor:
+def read_head(path: Path, task: Task | str) -> Tensor:
+    """The weight of a task's head in a file: the tensor of the task's name, else the one called "weight", float32.
+
+    Raises: CheckpointError, if the file is missing, unreadable, or holds neither.
+    """
     from safetensors import SafetensorError, safe_open
 
     name = task if isinstance(task, str) else task.name

@@ -6,13 +6,15 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fusionlib.core import CheckpointError
 from fusionlib.zoo.files import home, write_atomically
+from fusionlib.zoo.reading import Batch, Draw
+from fusionlib.zoo.recipe import Recipe
 from fusionlib.zoo.task import Task
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Preprocess:
         mean: per channel, on the scale [0, 1].
         std: per channel, on the scale [0, 1].
     """
+
+    modality: ClassVar[str] = "image"
 
     height: int
     width: int
@@ -74,6 +78,32 @@ class Preprocess:
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
         return (pixels.float() / 255 - mean) / std
+
+    def batches(
+        self, task: Task, split: str, limit: int | None, size: int, device: torch.device
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """({"pixel_values": float32 (B, 3, height, width)}, int64 labels (B,)), in the split's order."""
+        for images, labels in pixels(task, split, self, limit):
+            for part, answers in zip(images.split(size), labels.split(size), strict=True):
+                yield {"pixel_values": self.normalise(part.to(device))}, answers.to(device)
+
+    def examples(self, task: Task, split: str, indices: Sequence[int], device: torch.device) -> tuple[Batch, Tensor]:
+        """Chosen examples as one batch, in the order of ``indices``."""
+        images, labels = examples(task, split, self, indices)
+        return {"pixel_values": self.normalise(images.to(device))}, labels.to(device)
+
+    def drawing(self, tasks: Sequence[Task], recipe: Recipe, seed: int) -> Draw:
+        """Batches drawn with replacement, from the generator alone."""
+        data = [[torch.cat(parts) for parts in zip(*pixels(task, "train", self), strict=True)] for task in tasks]
+
+        def draw(step: int, generator: torch.Generator) -> tuple[Batch, list[Tensor]]:
+            drawn = [torch.randint(len(labels), (recipe.batch_size,), generator=generator) for _, labels in data]
+            batch = torch.cat([images[rows] for (images, _), rows in zip(data, drawn, strict=True)])
+            return {"pixel_values": self.normalise(batch)}, [
+                labels[rows] for (_, labels), rows in zip(data, drawn, strict=True)
+            ]
+
+        return draw
 
 
 def pixels(task: Task, split: str, preprocess: Preprocess, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:

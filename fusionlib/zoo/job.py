@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionlib.zoo.backbone import tiny_clip_hash
+from fusionlib.zoo.embedded import start_hash
 from fusionlib.zoo.files import home
 from fusionlib.zoo.recipe import JOINT, Recipe, get_recipe, training_seed
 from fusionlib.zoo.task import embedded_task
@@ -51,8 +51,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of its folder; its hash covers recipe, seed, training data, base weights and heads."""
-        described = {**self.to_json(), "data": self.data_hash, "start": tiny_clip_hash()}
+        """Name of its folder; its hash covers recipe, seed, training data and what it starts from."""
+        described = {**self.to_json(), "data": self.data_hash, "start": start_hash(self.backbone)}
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
         if self.kind == JOINT:
             return f"{JOINT}{len(self.tasks)}-seed{self.seed}-{digest}"
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def work(self) -> int:
-        """Pictures the training reads, the unit of the time estimate."""
+        """Examples the training reads, the unit of the time estimate."""
         return self.recipe.steps * self.recipe.batch_size * len(self.tasks)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,10 +98,14 @@ def plan(backbone: str, tasks: Sequence[str], tuning: str, seed: int, multitask:
     """All fine-tunes of a suite, the joint one first because it takes longest; whether made yet or not."""
     jobs = [joint_job(backbone, tasks, seed)] if multitask else []
     if tuning != "none":
-        jobs += [Job(backbone, (task,), tuning, seed, get_recipe(tuning)) for task in tasks]
+        jobs += [Job(backbone, (task,), tuning, seed, _recipe(tuning, backbone, (task,))) for task in tasks]
     return jobs
+
+
+def _recipe(kind: str, backbone: str, tasks: Sequence[str]) -> Recipe:
+    return get_recipe(kind, backbone, sum(embedded_task(task).num_examples("train") for task in tasks))
 
 
 def joint_job(backbone: str, tasks: Sequence[str], seed: int) -> Job:
     """The model trained on all of the tasks at once; all of its encoder is trained, whatever the suite's tuning."""
-    return Job(backbone, tuple(tasks), JOINT, seed, get_recipe(JOINT))
+    return Job(backbone, tuple(tasks), JOINT, seed, _recipe(JOINT, backbone, tasks))

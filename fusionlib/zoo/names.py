@@ -12,9 +12,12 @@ from fusionlib.core import ParameterError, UnknownName, suggest
 SETS: dict[str, tuple[str, ...]] = {
     "tiny8": ("mnist", "fashion", "animals", "optdigits", "landsat", "letters", "textures", "synthdigits"),
     "tiny-unseen": ("emoji", "flags"),
+    "tiny-text7": ("acceptability", "reviews", "food", "spam", "question", "topic", "entailment"),
 }
-EMBEDDED_TASKS = SETS["tiny8"] + SETS["tiny-unseen"]
-EMBEDDED_BACKBONES = ("tiny-clip",)
+IMAGE_TASKS = SETS["tiny8"] + SETS["tiny-unseen"]
+TEXT_TASKS = SETS["tiny-text7"]
+EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS
+EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2")
 TUNINGS = ("full", "lora", "none")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusionlib.core import CheckpointError, ParameterError, StateDict, UnknownName, suggest
 from fusionlib.zoo import openclip
-from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.backbone import ClipBackbone
 from fusionlib.zoo.locate import fetch, locate
 from fusionlib.zoo.openclip_preprocess import read_preprocess
 from fusionlib.zoo.text_tower import TextTower, build_text_model
@@ -88,7 +88,7 @@ def weights_file(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
-def backbone(name: str | PathLike[str], source: Source) -> Backbone:
+def backbone(name: str | PathLike[str], source: Source) -> ClipBackbone:
     """An open_clip model as a backbone: its vision tower converted, its text tower read when a head is needed.
 
     Raises: CheckpointError if it is no plain vision transformer; KeyMismatch.
@@ -100,7 +100,7 @@ def backbone(name: str | PathLike[str], source: Source) -> Backbone:
     check_keys(state, wanted, str(source.weights))
     whole = openclip.without_wrappers(found)
     scale = whole["logit_scale"].float().exp().item() if "logit_scale" in whole else CLIP_SCALE
-    return Backbone(
+    return ClipBackbone(
         name=str(name),
         config=config,
         state={key: state[key] for key in wanted},

@@ -10,7 +10,7 @@ from pathlib import Path
 from fusionlib.core import CheckpointError, ParameterError, StateDict
 from fusionlib.zoo import openclip, openclip_source
 from fusionlib.zoo.adapters import is_adapter, merge_adapter
-from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.backbone import Backbone, ClipBackbone
 from fusionlib.zoo.locate import locate
 from fusionlib.zoo.openclip_source import CLIP_SCALE
 from fusionlib.zoo.own_preprocess import read_preprocess
@@ -21,7 +21,7 @@ _TEXT = ("text_model.", "text_projection.", "logit_scale")
 _PROJECTION = "visual_projection.weight"
 
 
-def own_backbone(name: str | PathLike[str]) -> Backbone:
+def own_backbone(name: str | PathLike[str]) -> ClipBackbone:
     """A backbone from a local folder or the hub: a CLIP vision model with projection, a full CLIP, or open_clip's.
 
     Raises: CheckpointError, KeyMismatch, UnknownName.
@@ -49,7 +49,7 @@ def own_backbone(name: str | PathLike[str]) -> Backbone:
     scale = found["logit_scale"].float().exp().item() if "logit_scale" in found else facts.get("logit_scale")
     state = _canonical(found)
     check_keys(state, wanted, str(folder))
-    return Backbone(
+    return ClipBackbone(
         name=str(name),
         config=config,
         state={key: state[key].float() for key in wanted},

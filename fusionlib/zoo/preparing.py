@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from fusionlib.core import CheckpointError, FusionError, UnknownName, suggest
 from fusionlib.zoo import names
+from fusionlib.zoo.embedded import check_readable
 from fusionlib.zoo.files import home
 from fusionlib.zoo.job import Job, plan
 from fusionlib.zoo.progress import Progress
@@ -36,9 +37,10 @@ def prepare(
     for the same one waits for the first. The results do not depend on the number of cores.
 
     Args:
-        backbone: an embedded one, "tiny-clip".
+        backbone: an embedded one, "tiny-clip" or "tiny-gpt2".
         tasks: a named set or task names.
-        tuning: "full", "lora", or "none" (no fine-tunes; with ``multitask`` the joint model alone).
+        tuning: "full", "lora", or "none" (no fine-tunes; with ``multitask`` the joint model alone). tiny-gpt2 has
+            "full" only, and no joint model.
         seed: of the run, 0 or greater.
         multitask: also the model trained on all the tasks at once.
         progress: show a live display with the time left on stderr.
@@ -71,6 +73,7 @@ def wanted_jobs(backbone: str, tasks: str | Iterable[str], tuning: str, seed: in
             f"{suggest(str(backbone), names.EMBEDDED_BACKBONES)}"
         )
     chosen, _ = names.resolve_tasks(tasks)
+    check_readable(backbone, chosen)
     return plan(backbone, chosen, names.check_tuning(tuning), names.check_seed(seed), multitask)
 
 

@@ -109,7 +109,7 @@ class Progress:
         self._rich = Bars(*columns, console=Console(stderr=True))
         for job in self._steps:
             self._bars[job] = self._rich.add_task(job.label, total=job.recipe.steps, visible=False, left="steps")
-        self._total = self._rich.add_task(self._title, total=self._work(), left="pictures")
+        self._total = self._rich.add_task(self._title, total=self._work(), left="examples")
         self._rich.start()
 
     def _summary(self) -> str:

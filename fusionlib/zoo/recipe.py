@@ -1,10 +1,11 @@
-"""How the embedded backbone is fine-tuned, as data; the hash of a recipe is part of a checkpoint's name."""
+"""How the embedded backbones are fine-tuned, as data; the hash of a recipe is part of a checkpoint's name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from fusionlib.core import UnknownName, suggest
+from fusionlib.core import ParameterError, UnknownName, suggest
 
 JOINT = "joint"  # the name of the model trained on all tasks at once
 
@@ -13,12 +14,12 @@ JOINT = "joint"  # the name of the model trained on all tasks at once
 class Recipe:
     """Settings of one fine-tuning run.
 
-    The patch embedding is frozen because a trained one costs task arithmetic two to three points, the
+    Of tiny-clip the patch embedding is frozen because a trained one costs task arithmetic two to three points, the
     projection because the heads live in its space. The values were chosen while looking at test accuracy.
 
     Attributes:
         steps: optimiser steps.
-        batch_size: examples per step and task, drawn with replacement.
+        batch_size: examples per step and task.
         learning_rate: peak, reached after ``warmup`` steps and then taken to 0 along a cosine.
         warmup: steps.
         weight_decay: of AdamW, on every trained parameter.
@@ -43,18 +44,43 @@ class Recipe:
     version: int = 1
 
 
-RECIPES = {
+RECIPES = {  # of tiny-clip
     "full": Recipe(),
     "lora": Recipe(learning_rate=1e-3, rank=16),
     JOINT: Recipe(steps=700, batch_size=16, learning_rate=5e-4),
 }
 
+GPT2 = Recipe(batch_size=32, learning_rate=5e-4, frozen=())  # heads included; steps and warm-up: epochs of a task
+GPT2_EPOCHS = 3
+GPT2_WARMUP = 0.06  # of the steps
 
-def get_recipe(name: str) -> Recipe:
-    """The recipe of a tuning, or of the joint model; UnknownName if there is none."""
+
+def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Recipe:
+    """The recipe of a tuning, or of the joint model.
+
+    Args:
+        name: "full", "lora" or "joint".
+        backbone: an embedded one.
+        examples: of the training split; tiny-gpt2 sees each of them three times.
+
+    Raises: UnknownName, if there is no such recipe; ParameterError, if there is none for this backbone.
+    """
     if name not in RECIPES:
         raise UnknownName(f"there is no recipe called {name!r}.{suggest(name, RECIPES)}")
-    return RECIPES[name]
+    if backbone == "tiny-clip":
+        return RECIPES[name]
+    if name not in offered(backbone):
+        raise ParameterError(
+            f"{backbone} has no recipe for {name!r}, only for {', '.join(offered(backbone))}: nothing else has been "
+            'tried on it. Use tuning="full" and leave multitask out.'
+        )
+    steps = GPT2_EPOCHS * math.ceil(examples / GPT2.batch_size)
+    return replace(GPT2, steps=steps, warmup=max(1, round(GPT2_WARMUP * steps)))
+
+
+def offered(backbone: str) -> tuple[str, ...]:
+    """The recipes there are for an embedded backbone."""
+    return tuple(RECIPES) if backbone == "tiny-clip" else ("full",)
 
 
 def training_seed(name: str, seed: int) -> int:

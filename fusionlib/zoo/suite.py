@@ -8,14 +8,16 @@ from os import PathLike
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlib.core import ParameterError, StateDict, suggest
 from fusionlib.zoo import names
-from fusionlib.zoo.backbone import Backbone, tiny_clip
+from fusionlib.zoo.backbone import Backbone, ClipBackbone
+from fusionlib.zoo.checkpoints import Checkpoint
+from fusionlib.zoo.embedded import check_readable, embedded_backbone
 from fusionlib.zoo.files import hash_tensors
-from fusionlib.zoo.heads import CosineHead, make_head
-from fusionlib.zoo.suite_types import Batch, Suite, SuiteSpec
+from fusionlib.zoo.reading import Batch
+from fusionlib.zoo.suite_types import Suite, SuiteSpec
 from fusionlib.zoo.task import Task, embedded_task
 
 __all__ = ["Batch", "Suite", "SuiteSpec", "load_suite"]
@@ -35,17 +37,19 @@ def load_suite(
     multitask: bool | None = None,
     progress: bool = True,
 ) -> Suite:
-    """Load a pretrained model, its fine-tunes, their heads and data; the embedded suite is made at first use.
+    """Load a pretrained model, its fine-tunes, their heads and data; the embedded suites are made at first use.
 
     Args:
-        backbone: "tiny-clip", a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP; or
-            open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
-        tasks: a named set ("tiny8", "tiny-unseen"), a list of task names, or own task -> Parquet/imagefolder path.
+        backbone: "tiny-clip", "tiny-gpt2", a local folder, or a hub id, of a CLIP vision model with projection or a
+            full CLIP; or open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
+        tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7"), a list of task names, or own task ->
+            Parquet/imagefolder path.
         tuning: "full", "lora", or "none" (no fine-tunes: data and heads alone).
         seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         checkpoints: task -> local folder, file or hub id of your own fine-tunes, full or PEFT adapters; one per task.
-        heads: task -> tensor (classes, dim) or safetensors file; embedded or zero-shot heads where absent.
+        heads: task -> tensor (classes, dim) or safetensors file; where absent, embedded or zero-shot heads, or, of
+            tiny-gpt2, those trained with the fine-tunes.
         multitask: the jointly trained model: None loads it if it was made, True makes it, False leaves it out.
         progress: show a display while something is made.
 
@@ -63,7 +67,9 @@ def load_suite(
                     f"{title} names {name!r}, which is not a task of the suite.{suggest(name, ordered)}"
                 )
     base = _backbone(backbone)
-    made = {task.name: make_head(task, base, (heads or {}).get(task.name)) for task in chosen}
+    _check_modality(base, chosen)
+    given: dict[str, Tensor | str | PathLike[str] | None] = {name: (heads or {}).get(name) for name in ordered}
+    made = {} if base.learns_heads else {task.name: base.head(task, given[task.name]) for task in chosen}
     finetuned: dict[str, StateDict] = {}
     identities: list[str] = []
     joint: StateDict | None = None
@@ -74,14 +80,19 @@ def load_suite(
             )
         if multitask:
             raise ParameterError("multitask=True trains the embedded backbone jointly; with checkpoints= leave it out.")
-        from fusionlib.zoo.own_models import own_finetuned
-
-        finetuned = own_finetuned(base, ordered, checkpoints)
+        finetuned = _own(base, ordered, checkpoints)
         identities = [hash_tensors(state) for state in finetuned.values()]
     elif base.name in names.EMBEDDED_BACKBONES and all(task.embedded for task in chosen):
-        finetuned, identities, joint = _embedded(base, ordered, tuning, seed, multitask, progress)
+        loaded, joint = _embedded(base, ordered, tuning, seed, multitask, progress)
+        finetuned = {name: checkpoint.state for name, checkpoint in loaded.items()}
+        identities = [checkpoint.identity for checkpoint in loaded.values()]
+        given = {name: checkpoint.head for name, checkpoint in loaded.items()} | {
+            name: head for name, head in given.items() if head is not None
+        }
     elif tuning != "none" or multitask:
         raise _no_finetunes(base, chosen)
+    if base.learns_heads:
+        made = {task.name: base.head(task, given.get(task.name)) for task in chosen}
     return Suite(
         spec=SuiteSpec(base.name, ordered, tasks_name, tuning, seed),
         tasks=chosen,
@@ -107,10 +118,29 @@ def _tasks(tasks: str | Iterable[str] | Paths) -> tuple[tuple[Task, ...], str | 
 
 def _backbone(backbone: str | PathLike[str]) -> Backbone:
     if backbone in names.EMBEDDED_BACKBONES:
-        return tiny_clip()
+        return embedded_backbone(str(backbone))
     from fusionlib.zoo.own_models import own_backbone
 
     return own_backbone(backbone)
+
+
+def _check_modality(base: Backbone, tasks: tuple[Task, ...]) -> None:
+    if base.name in names.EMBEDDED_BACKBONES:
+        check_readable(base.name, tuple(task.name for task in tasks if task.embedded))
+    odd = [task.name for task in tasks if task.modality != base.preprocess.modality]
+    if odd:
+        kind = base.preprocess.modality
+        raise ParameterError(f"{base.name!r} reads {kind}s, and {', '.join(odd)} can't be read as {kind}s.")
+
+
+def _own(base: Backbone, tasks: tuple[str, ...], checkpoints: Paths) -> dict[str, StateDict]:
+    if not isinstance(base, ClipBackbone):
+        raise ParameterError(
+            f"checkpoints= is for CLIP models so far; {base.name} has fine-tunes that are made for it. Leave it out."
+        )
+    from fusionlib.zoo.own_models import own_finetuned
+
+    return own_finetuned(base, tasks, checkpoints)
 
 
 def _no_finetunes(base: Backbone, tasks: tuple[Task, ...]) -> ParameterError:
@@ -125,30 +155,29 @@ def _no_finetunes(base: Backbone, tasks: tuple[Task, ...]) -> ParameterError:
 
 def _embedded(
     base: Backbone, tasks: tuple[str, ...], tuning: str, seed: int, multitask: bool | None, progress: bool
-) -> tuple[dict[str, StateDict], list[str], StateDict | None]:
-    """Fine-tunes of the embedded backbone, made where missing: (weights, hashes of their files, joint weights)."""
+) -> tuple[dict[str, Checkpoint], StateDict | None]:
+    """Fine-tunes of an embedded backbone, made where missing, and the weights of the joint model."""
     from fusionlib.zoo import checkpoints
     from fusionlib.zoo.job import joint_job, plan
     from fusionlib.zoo.preparing import make_missing
+    from fusionlib.zoo.recipe import JOINT, offered
 
     make_missing(plan(base.name, tasks, tuning, seed, bool(multitask)), progress=progress)
     jobs = plan(base.name, tasks, tuning, seed, multitask=False)
     loaded = {job.label: checkpoints.load(job, base) for job in jobs}
+    if JOINT not in offered(base.name):
+        return loaded, None
     joint = joint_job(base.name, tasks, seed)
     wanted = multitask or (multitask is None and joint.folder.exists())
-    return (
-        {name: checkpoint.state for name, checkpoint in loaded.items()},
-        [checkpoint.identity for checkpoint in loaded.values()],
-        checkpoints.load(joint, base).state if wanted else None,
-    )
+    return loaded, checkpoints.load(joint, base).state if wanted else None
 
 
-def _fingerprint(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, CosineHead], identities: list[str]) -> str:
+def _fingerprint(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, nn.Module], identities: list[str]) -> str:
     digest = hashlib.sha256()
     digest.update(f"{hash_tensors(base.state)} {base.preprocess} {base.config.to_json_string()}\n".encode())
     for task in tasks:
         head = heads[task.name]
-        scaled = {"weight": head.weight, "scale": torch.tensor(head.logit_scale)}
+        scaled = {"weight": head.get_buffer("weight"), "scale": torch.tensor(getattr(head, "logit_scale", 1.0))}
         splits = [(name, split.sha256, split.rows) for name, split in task.splits.items()]
         digest.update(f"{task.name} {task.classes} {splits} {hash_tensors(scaled)}\n".encode())
     digest.update("\n".join(identities).encode())

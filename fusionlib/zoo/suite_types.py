@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fusionlib.core import ParameterError, StateDict, UnknownName, suggest
 from fusionlib.zoo.backbone import Backbone
-from fusionlib.zoo.inputs import examples, pixels
+from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.task import SPLITS, Task
-
-Batch: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,8 @@ class Suite:
             limit: only the first examples (splits are shuffled already); None means all.
             batch_size: at most so many examples per batch.
 
-        Yields: ({"pixel_values": float32 (B, 3, H, W)}, int64 labels (B,)).
+        Yields: (keyword arguments of the model's forward, int64 labels (B,)). Of pictures the arguments are
+            ``pixel_values``, float32 (B, 3, H, W); of texts ``input_ids`` and ``attention_mask``, int64 (B, L).
         Raises: UnknownName, ParameterError.
         """
         source = self.task(task)
@@ -104,7 +102,7 @@ class Suite:
         if limit is not None:
             _check_positive("limit", limit)
         _check_positive("batch_size", batch_size)
-        return self._batches(source, split, limit, batch_size)
+        return self.backbone.preprocess.batches(source, split, limit, batch_size, self.device)
 
     def examples(self, task: str, split: str, indices: Sequence[int]) -> tuple[Batch, Tensor]:
         """Chosen examples of a task, as one batch in the order of ``indices``, on ``device``.
@@ -112,14 +110,7 @@ class Suite:
         Raises: UnknownName, ParameterError; IndexError, if the split has no such example.
         """
         source = self.task(task)
-        images, labels = examples(source, split, self.backbone.preprocess, indices)
-        return {"pixel_values": self.backbone.preprocess.normalise(images.to(self.device))}, labels.to(self.device)
-
-    def _batches(self, task: Task, split: str, limit: int | None, size: int) -> Iterator[tuple[Batch, Tensor]]:
-        for images, labels in pixels(task, split, self.backbone.preprocess, limit):
-            for part, answers in zip(images.split(size), labels.split(size), strict=True):
-                inputs = self.backbone.preprocess.normalise(part.to(self.device))
-                yield {"pixel_values": inputs}, answers.to(self.device)
+        return self.backbone.preprocess.examples(source, split, indices, self.device)
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fusionlib.core import CheckpointError, ParameterError, suggest
-from fusionlib.zoo.files import DATA, hash_file, home
+from fusionlib.zoo.files import DATA, TEXT, hash_file, home
+from fusionlib.zoo.names import TEXT_TASKS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +47,8 @@ class Task:
         classes: class names, in the order of the labels.
         splits: split name -> files; "test" is always there, "train" and "val" where the source has them.
         prompts: class names as written in prompts, where they differ from ``classes``.
-        templates: prompts with one ``{}`` for the class name.
+        templates: prompts with one ``{}`` for the class name; tasks of texts have none.
+        modality: of its examples, "image" or "text".
         embedded: whether it is one of the tasks that ship with the package.
         note: what was decided about the splits, empty if nothing had to be.
     """
@@ -56,6 +58,7 @@ class Task:
     splits: Mapping[str, Split] = field(repr=False)
     prompts: tuple[str, ...] = field(repr=False)
     templates: tuple[str, ...] = field(repr=False)
+    modality: str = "image"
     embedded: bool = False
     note: str = ""
 
@@ -66,7 +69,9 @@ class Task:
         return self.splits[name]
 
     def dataset(self, split: str) -> Dataset:
-        """The examples as a ``datasets.Dataset`` with columns ``image`` (decoded by PIL) and ``label``."""
+        """The examples as a ``datasets.Dataset``: ``image`` (decoded by PIL), ``text``, or ``text_a`` and ``text_b``;
+        and ``label``.
+        """
         source = self.split(split)
         dataset = read_dataset(source.builder, source.files)
         return dataset if source.rows is None else dataset.select(source.rows)
@@ -76,12 +81,16 @@ class Task:
         source = self.split(split)
         if source.rows is not None:
             return len(source.rows)
+        if source.builder == "parquet":
+            from pyarrow.parquet import read_metadata
+
+            return sum(read_metadata(file).num_rows for file in source.files)
         return len(read_dataset(source.builder, source.files))
 
 
 @functools.lru_cache(maxsize=64)
 def read_dataset(builder: str, files: tuple[str, ...]) -> Dataset:
-    """Local files as a dataset with columns ``image`` and ``label``; nothing is asked of the network.
+    """Local files as a dataset; nothing is asked of the network.
 
     Args:
         builder: "parquet" (its Arrow copy lives under ``home()/cache``), or "imagefolder", whose labels are the
@@ -105,14 +114,18 @@ def read_dataset(builder: str, files: tuple[str, ...]) -> Dataset:
 
 @functools.lru_cache(maxsize=32)
 def embedded_task(name: str) -> Task:
-    """One of the tasks in ``fusionlib/zoo/data/image``."""
-    facts = json.loads(_head_metadata()[name])
+    """One of the tasks in ``fusionlib/zoo/data``."""
+    folder = TEXT if name in TEXT_TASKS else DATA
     splits = {}
     for split in SPLITS:
-        path = DATA / f"{name}-{split}.parquet"
+        path = folder / f"{name}-{split}.parquet"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: the installation is incomplete, install fusionlib again.")
         splits[split] = Split("parquet", (str(path),), hash_file(path))
+    if folder == TEXT:
+        classes = _classes(Path(splits["train"].files[0]))
+        return Task(name, classes, splits, prompts=classes, templates=(), modality="text", embedded=True)
+    facts = json.loads(_head_metadata()[name])
     return Task(
         name=name,
         classes=tuple(facts["classes"]),
@@ -121,6 +134,14 @@ def embedded_task(name: str) -> Task:
         templates=tuple(facts["templates"]),
         embedded=True,
     )
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    """The class names that a Parquet file carries."""
+    from datasets import Features
+    from pyarrow.parquet import read_schema
+
+    return tuple(Features.from_arrow_schema(read_schema(path))["label"].names)
 
 
 @functools.cache

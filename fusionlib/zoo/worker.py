@@ -61,14 +61,13 @@ def make(job: Job, events: TextIO) -> None:
 
 def _train(job: Job, events: TextIO) -> None:
     from fusionlib.zoo import checkpoints
-    from fusionlib.zoo.backbone import tiny_clip
+    from fusionlib.zoo.embedded import embedded_backbone
     from fusionlib.zoo.finetune import accuracy, finetune
-    from fusionlib.zoo.heads import make_head
     from fusionlib.zoo.task import embedded_task
 
-    backbone = tiny_clip()
+    backbone = embedded_backbone(job.backbone)
     tasks = [embedded_task(name) for name in job.tasks]
-    heads = [make_head(task, backbone, None) for task in tasks]
+    heads = [backbone.start_head(task, job.training_seed) for task in tasks]
     snapshot = job.partial / "snapshot.safetensors"
     told = 0.0
 
@@ -81,7 +80,8 @@ def _train(job: Job, events: TextIO) -> None:
     trained = finetune(backbone, tasks, heads, job.recipe, job.training_seed, snapshot, on_step)
     model: Any = trained.model
     counts = {task.name: accuracy(model, backbone, task, head, "val") for task, head in zip(tasks, heads, strict=True)}
-    checkpoints.save(job, model, {"train_seconds": round(trained.seconds, 2), "validation": counts})
+    learnt = dict(zip(job.tasks, heads, strict=True)) if backbone.learns_heads else {}
+    checkpoints.save(job, model, {"train_seconds": round(trained.seconds, 2), "validation": counts}, learnt)
 
 
 def _read(jobs: queue.Queue[str]) -> None:

