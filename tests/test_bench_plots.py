@@ -232,3 +232,19 @@ def test_gaps_are_points_below_the_fine_tuned_models():
     assert written == [f"{100 * (best.accuracy[t] - ceiling[t]):+.0f}" for t in ceiling]
     with pytest.raises(ParameterError, match="fine-tuned"):
         plots.gaps([r for r in made if r.method != "finetuned"])
+
+
+def test_versus():
+    def suite(counts, tuning):
+        made = {"finetuned": 80, "pretrained": 10, **counts}
+        return [make_record(name, {"a": (n, 100)}, tuning=tuning) for name, n in made.items()]
+
+    full = suite({"simple_average": 40, "regmean": 60, "fisher_merging": 20}, "full")
+    lora = suite({"simple_average": 60, "regmean": 20}, "lora")
+    (ax,) = plots.versus(full, lora, "full", "LoRA").axes
+    drawn = {container.get_label(): container[0].get_xydata().tolist() for container in ax.containers}
+    assert drawn == {"RegMean": [[75.0, 25.0]], "Simple Averaging": [[50.0, 75.0]]}
+    with pytest.raises(ParameterError, match="no method is in both"):
+        plots.versus(full, suite({}, "lora"))
+    with pytest.raises(ParameterError, match="their record is missing"):
+        plots.versus(full, lora[1:])

@@ -15,7 +15,7 @@ from fusionlib.bench.scores import Row, rows, wilson, without_repeats
 from fusionlib.bench.style import COLOURS, GREY, SIZES, colour, marker, use_style
 from fusionlib.core import ParameterError, Record, suggest
 
-__all__ = ["COLOURS", "bars", "dots", "gaps", "heatmap", "sweep", "tradeoff", "use_style"]
+__all__ = ["COLOURS", "bars", "dots", "gaps", "heatmap", "sweep", "tradeoff", "use_style", "versus"]
 
 
 def sweep(
@@ -233,6 +233,37 @@ def tradeoff(records: Iterable[Record], cost: str = "stored") -> Figure:
     ax.set(xlabel=titles.get(cost, "fusion time (s)"), ylabel=f"average accuracy, {found[0].first.split} (%)")
     fig.legend(loc="outside right upper")
     return fig
+
+
+def versus(across: Iterable[Record], upwards: Iterable[Record], x_label: str = "", y_label: str = "") -> Figure:
+    """One marker per method: what it keeps of the fine-tuned models' average in one suite, and in another.
+
+    Args:
+        across: records of the first suite; upwards: of the second. Methods that are in both are drawn.
+    Raises: ParameterError, if the fine-tuned models' record is missing, or no method is in both.
+    """
+    (x, first), (y, _) = (_shares(records) for records in (across, upwards))
+    shared = [method for method in first if method in x and method in y and method not in REFERENCES]
+    if not shared:
+        raise ParameterError("no method is in both groups of records; run the same methods on both suites.")
+    fig, ax = plt.subplots(figsize=SIZES["wide"])
+    for method in shared:
+        ax.errorbar(x[method], y[method], ms=7, label=title(method), **_look(first[method]))
+    ends = [min(*(x[m] for m in shared), *(y[m] for m in shared)) - 2, 100]
+    ax.plot(ends, ends, color=GREY, lw=1, ls="--")
+    ax.set(xlabel=x_label, ylabel=y_label)
+    fig.legend(loc="outside right upper")
+    return fig
+
+
+def _shares(records: Iterable[Record]) -> tuple[dict[str, float], dict[str, Record]]:
+    """Of every method the best average, in percent of the fine-tuned models', and a record to draw it like."""
+    found = sorted(_bounds_first(rows(records)), key=lambda row: row.average)
+    ceiling = next((row.average for row in found if row.first.method == "finetuned"), None)
+    if ceiling is None:
+        raise ParameterError("shares are of the fine-tuned models' average, and their record is missing.")
+    shares = {row.first.method: 100 * row.average / ceiling for row in found}
+    return shares, {row.first.method: row.first for row in found}
 
 
 def _look(record: Record) -> dict[str, Any]:
