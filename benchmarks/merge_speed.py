@@ -8,13 +8,12 @@ mapped; a second floor copies into new memory, as a merge must. Medians of sever
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
+from fusionlib.bench.measure import Measured
 from fusionlib.core import StateDict
 from fusionlib.methods import simple_average, task_arithmetic, ties_merging
 
@@ -29,13 +28,6 @@ def vit_b32(generator: torch.Generator, like: StateDict | None = None) -> StateD
     std = 0.02 if like is None else 0.001
     state = {name: torch.randn(shape, generator=generator) * std for name, shape in shapes.items()}
     return state if like is None else {name: like[name] + value for name, value in state.items()}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -64,12 +56,13 @@ def main() -> None:
         "ties_merging": lambda: ties_merging.fuse(pretrained, finetuned),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
-    extra: dict[str, float] = {}
+    extra: dict[str, int] = {}
     for _ in range(arguments.rounds):
         for name, work in works.items():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            times[name].append(seconds(work))
-            extra[name] = max(extra.get(name, 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+            measured = Measured(work, torch.device("cpu"))
+            times[name].append(measured.seconds)
+            extra[name] = max(extra.get(name, 0), measured.peak_memory or 0)
+            del measured  # with the result, so that the next one is made in new memory
     median = {name: statistics.median(values) for name, values in times.items()}
     # T + 1 reads and one write; a copy is one read and one write.
     floor = median["copy"] * (arguments.models + 2) / 2
@@ -80,7 +73,7 @@ def main() -> None:
     for name in ("simple_average", "task_arithmetic", "ties_merging"):
         print(
             f"{name:16} {median[name]:.3f} s = {median[name] / floor:.2f} x and {median[name] / fresh:.2f} x the "
-            f"floors; high-water mark rose by {extra[name] / 1e6:.2f} GB (the result is {4 * count / 1e9:.2f})"
+            f"floors; {extra[name] / 1e9:.2f} GB beyond the inputs (the result is {4 * count / 1e9:.2f})"
         )
 
 
