@@ -11,9 +11,8 @@ from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
 from fusionlib.ops.coefficients import one_of
 from fusionlib.ops.experts import with_experts
-from fusionlib.ops.guided import with_weights
-from fusionlib.ops.statedict import check_compatible
-from fusionlib.ops.streaming import check_finite, mean, stream
+from fusionlib.ops.guided import checked_states, with_weights
+from fusionlib.ops.streaming import mean, stream
 
 card = MethodCard(
     name="moe_merging",
@@ -51,11 +50,7 @@ def fuse(
         routers are hidden states of a prompt per expert.
     """
     one_of("rest", rest, ("pretrained", "average"))
-    base, states = pretrained.state_dict(), [model.state_dict() for model in finetuned]
-    check_compatible(base, states)
-    for title, state in (("the pretrained model", base), *((f"finetuned[{i}]", s) for i, s in enumerate(states))):
-        for key, tensor in state.items():
-            check_finite(title, key, tensor)
+    base, states = checked_states(pretrained, finetuned)
     shared = with_weights(pretrained, stream(base, states, mean)) if rest == "average" else pretrained
     experts = {name: [model.get_submodule(name) for model in finetuned] for name in mlp_names(pretrained)}
     return with_experts(shared, experts, top_k=top_k, router_std=router_std, seed=seed)

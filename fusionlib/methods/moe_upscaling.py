@@ -8,7 +8,8 @@ from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
-from fusionlib.ops.experts import whole, with_experts
+from fusionlib.ops.coefficients import whole
+from fusionlib.ops.experts import with_experts
 from fusionlib.ops.streaming import check_finite
 
 card = MethodCard(

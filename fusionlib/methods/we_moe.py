@@ -9,10 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import MethodCard, NonFiniteError, ParameterError
+from fusionlib.core import MethodCard, NonFiniteError
 from fusionlib.ops.blocks import mlp_names
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.coefficients import finite, in_range
+from fusionlib.ops.coefficients import finite, in_range, whole
 from fusionlib.ops.entropy import mean_entropy
 from fusionlib.ops.guided import checked_states, with_weights
 from fusionlib.ops.streaming import Block, stream
@@ -124,5 +124,4 @@ def _check(scale: float, init: float, lr: float, steps: int) -> None:
     finite("scale", scale)
     finite("init", init)
     in_range("lr", finite("lr", lr), 0, math.inf, low_open=True)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ParameterError(f"steps = {steps!r} is not allowed; it must be an integer, 0 or greater.")
+    whole("steps", steps, 0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusionlib.core import NonFiniteError, ParameterError
 from fusionlib.ops.blending import Blend
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.coefficients import finite, in_range
+from fusionlib.ops.coefficients import finite, in_range, whole
 from fusionlib.ops.entropy import mean_entropy
 from fusionlib.ops.modules import Batch
 
@@ -114,9 +114,8 @@ def _check(
 ) -> tuple[float, float] | None:
     finite("init", init)
     in_range("lr", finite("lr", lr), 0, math.inf, low_open=True)
-    for name, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ParameterError(f"{name} = {value!r} is not allowed; it must be an integer, {least} or greater.")
+    whole("steps", steps, 0)
+    whole("batch_size", batch_size, 1)
     if clamp is None:
         return None
     if isinstance(clamp, str) or not isinstance(clamp, Sequence) or len(clamp) != 2:

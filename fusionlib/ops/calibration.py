@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import Need, ParameterError, suggest
+from fusionlib.ops.coefficients import whole
 from fusionlib.ops.modules import Batch, Head, predict
 
 Read: TypeAlias = Callable[[str, str, Sequence[int]], tuple[Batch, Tensor]]
@@ -87,7 +88,6 @@ class CalibrationData:
             raise ParameterError(f"task {task!r} has no split {split!r}.{suggest(str(split), splits)}")
         if split == "test" and "test-inputs" not in self.allowed:
             raise ParameterError("this method's card does not say that it uses test inputs; use split='val'.")
-        for name, value in (("batch_size", batch_size), ("num_examples", num_examples)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ParameterError(f"{name} = {value!r} is not allowed; it must be an integer, 1 or greater.")
+        whole("batch_size", batch_size, 1)
+        whole("num_examples", num_examples, 1)
         return self.sizes[task, split]

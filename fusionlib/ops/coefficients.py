@@ -71,6 +71,16 @@ def finite(name: str, value: float) -> float:
     return float(value)
 
 
+def whole(name: str, value: int, low: int) -> int:
+    """The value, if it is an integer and not less than ``low``.
+
+    Raises: ParameterError, with name, value and range, otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be an integer, {low} or greater.")
+    return value
+
+
 def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     """The value, if it is one of those allowed.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import ParameterError
-from fusionlib.ops.coefficients import finite, in_range
+from fusionlib.ops.coefficients import finite, in_range, whole
 from fusionlib.ops.mixtral import as_mixtral, is_convertible
 from fusionlib.ops.substitutes import Substitute, with_substitutes
 
@@ -113,13 +113,6 @@ def check_top_k(top_k: int, num_experts: int) -> None:
         raise ParameterError(
             f"top_k = {top_k} is more than the {num_experts} experts there are; use {num_experts} or fewer."
         )
-
-
-def whole(name: str, value: int, low: int) -> int:
-    """The value, if it is an integer and not less than ``low``; else ParameterError with name, value and range."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ParameterError(f"{name} = {value!r} is not allowed; it must be an integer, {low} or greater.")
-    return value
 
 
 def _first_layer(mlp: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What merges guided by data do before and after their own work: check the models, and put weights into a new one."""
+"""What methods that take modules do before and after their own work: check them, and put weights into a new one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fusionlib.ops.streaming import check_finite
 
 
 def checked_states(
-    pretrained: nn.Module, finetuned: Sequence[nn.Module], data: CalibrationData
+    pretrained: nn.Module, finetuned: Sequence[nn.Module], data: CalibrationData | None = None
 ) -> tuple[StateDict, list[StateDict]]:
-    """The state dicts of the models, if they can be fused and there is a task's data for each.
+    """The state dicts of the models, if they can be fused and, where data are given, there is a task's for each.
 
     Raises: KeyMismatch, NonFiniteError, from the weights; ParameterError, if the numbers of models and tasks differ.
     """
     base, states = pretrained.state_dict(), [model.state_dict() for model in finetuned]
     check_compatible(base, states)
-    if len(states) != len(data.tasks):
+    if data is not None and len(states) != len(data.tasks):
         raise ParameterError(
             f"{len(states)} fine-tuned models were given with the data of {len(data.tasks)} tasks "
             f"({', '.join(data.tasks)}); give one task per model, in the same order."
