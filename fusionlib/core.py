@@ -113,13 +113,14 @@ class Record:
         key: hash of all that determines the counts; equal keys mean the same measurement.
         method: a card's name, or a reference: ``pretrained``, ``finetuned``, ``multitask``.
         hyperparameters: all of them, defaults included, as JSON values.
-        counts: per task (correct, total).
+        counts: per task (correct, total), or (sum of scores in [0, 1], total) where an example can be right in part.
         selected_on: split on which hyper-parameters were chosen; None where none were.
         stored_parameters: numbers that must be kept to serve all tasks.
         active_parameters: numbers that one prediction reads.
         fusion_seconds: wall time of ``fuse`` alone.
         peak_memory: bytes beyond the inputs while fusing; None where not measured.
         provenance: method version, source and suite hashes, package versions, device, commit, time.
+        metrics: task -> what else was measured on it, by name; only tasks that have more than counts.
     """
 
     key: str
@@ -132,7 +133,7 @@ class Record:
     seed: int
     split: str
     limit: int | None
-    counts: dict[str, tuple[int, int]]
+    counts: dict[str, tuple[float, int]]
     selected_on: str | None
     needs: tuple[str, ...]
     stored_parameters: int
@@ -141,6 +142,7 @@ class Record:
     evaluation_seconds: float
     peak_memory: int | None
     provenance: dict[str, Any]
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusionlib.core import Record
 from fusionlib.zoo.suite_types import Batch, Suite, SuiteSpec
+from fusionlib.zoo.task import Task
 
 TEST = {
     "a": ([-1.0, 0.5, 1.5, 2.5], [1, 1, 0, 0]),
@@ -73,7 +74,7 @@ def toy_suite(**changes) -> ToySuite:
     """
     fields = {
         "spec": SuiteSpec("toy", ("a", "b"), None, "full", 0),
-        "tasks": (),
+        "tasks": tuple(Task(name, ("no", "yes"), splits={}, prompts=(), templates=()) for name in ("a", "b")),
         "pretrained": at(0.0),
         "finetuned": MappingProxyType({"a": at(1.0), "b": at(3.0)}),
         "heads": {"a": FeaturesAsLogits(), "b": FeaturesAsLogits()},

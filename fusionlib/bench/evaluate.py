@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from fusionlib.bench.meters import Count, make_meter
 from fusionlib.ops.modules import predict
 from fusionlib.zoo.suite import Suite
 
@@ -20,7 +21,7 @@ def evaluate(
     *,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
-) -> dict[str, tuple[int, int]]:
+) -> dict[str, Count]:
     """How many examples of every task the model classifies correctly, under the head of each task.
 
     Args:
@@ -29,23 +30,26 @@ def evaluate(
         split: "train", "val" or "test".
         tasks: which tasks of the suite; None means all.
         limit: only the first examples of each task; None means all.
-    Returns: task -> (correct, total), in the order of ``tasks``.
+    Returns: task -> (correct, total), in the order of ``tasks``; where an example can be right in part (see
+        ``Task.metric``), (sum of scores, total).
     Raises: UnknownName, if the suite has no such task.
     """
     chosen = suite.spec.tasks if tasks is None else [suite.task(name).name for name in tasks]
     return {task: evaluate_task(model, suite, task, split, limit=limit) for task in chosen}
 
 
+def evaluate_task(model: nn.Module, suite: Suite, task: str, split: str = "test", *, limit: int | None = None) -> Count:
+    """(correct, total) of one task."""
+    return measure_task(model, suite, task, split, limit=limit)[0]
+
+
 @torch.inference_mode()
-def evaluate_task(
+def measure_task(
     model: nn.Module, suite: Suite, task: str, split: str = "test", *, limit: int | None = None
-) -> tuple[int, int]:
-    """(correct, total) of one task. Counts on the device and waits for it once."""
+) -> tuple[Count, dict[str, float]]:
+    """(correct, total) of one task, and what its meter measures besides. Collects on the device, waits for it once."""
     model.eval()
-    head = suite.heads[task]
-    correct = torch.zeros((), dtype=torch.int64, device=suite.device)
-    total = 0
+    head, meter = suite.heads[task], make_meter(suite.task(task).metric)
     for batch, labels in suite.batches(task, split, limit=limit, batch_size=BATCH_SIZE):
-        correct += (predict(model, head, batch).argmax(dim=-1) == labels).sum()
-        total += len(labels)
-    return int(correct), total
+        meter.update(predict(model, head, batch), labels)
+    return meter.result()

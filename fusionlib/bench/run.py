@@ -18,8 +18,9 @@ from torch import nn
 from fusionlib import methods
 from fusionlib.bench import records
 from fusionlib.bench.calibration import calibration
-from fusionlib.bench.evaluate import evaluate, evaluate_task
+from fusionlib.bench.evaluate import measure_task
 from fusionlib.bench.measure import Measured
+from fusionlib.bench.meters import Count
 from fusionlib.bench.provenance import REFERENCES, digest, own_source_hash, provenance, source_hash, versions
 from fusionlib.core import FusionMethod, ParameterError, Record, StateDict, suggest
 from fusionlib.ops.statedict import num_parameters
@@ -27,6 +28,7 @@ from fusionlib.zoo.files import hash_tensors
 from fusionlib.zoo.suite import Suite
 
 Method = str | ModuleType | FusionMethod
+_Measurements = tuple[dict[str, Count], dict[str, dict[str, float]]]
 
 
 class _Stderr(logging.StreamHandler):
@@ -98,11 +100,12 @@ def measured(
         fusion = Measured(_fuser(known, suite, hyperparameters), suite.device)
         model = _as_model(fusion.value, suite)
         start = time.perf_counter()
-        counts = evaluate(model, suite, split, limit=limit)
+        counts, metrics = _measure(model, suite, split, limit)
         stored = sum(parameter.numel() for parameter in model.parameters())
         return dataclasses.replace(
             question,
             counts=counts,
+            metrics=metrics,
             stored_parameters=stored,
             active_parameters=getattr(model, "active_parameters", stored),
             fusion_seconds=fusion.seconds,
@@ -121,28 +124,27 @@ def references(suite: Suite, *, split: str = "test", limit: int | None = None) -
     single = num_parameters(suite.pretrained)
     changed = sum(_num_changed(suite.pretrained, state) for state in suite.finetuned.values())
 
-    def whole(state: StateDict) -> Callable[[], dict[str, tuple[int, int]]]:
-        return lambda: evaluate(suite.model(state), suite, split, limit=limit)
+    def whole(state: StateDict) -> Callable[[], _Measurements]:
+        return lambda: _measure(suite.model(state), suite, split, limit)
 
-    def each_its_own() -> dict[str, tuple[int, int]]:
+    def each_its_own() -> _Measurements:
         own = suite.finetuned.items()
-        return {task: evaluate_task(suite.model(state), suite, task, split, limit=limit) for task, state in own}
+        return _gather({task: measure_task(suite.model(w), suite, task, split, limit=limit) for task, w in own})
 
-    asked: list[tuple[str, Callable[[], dict[str, tuple[int, int]]], int]] = [
-        ("pretrained", whole(suite.pretrained), single)
-    ]
+    asked: list[tuple[str, Callable[[], _Measurements], int]] = [("pretrained", whole(suite.pretrained), single)]
     if suite.finetuned:
         asked.append(("finetuned", each_its_own, single + changed))
     if suite.multitask is not None:
         asked.append(("multitask", whole(suite.multitask), single))
 
-    def answer(name: str, count: Callable[[], dict[str, tuple[int, int]]], stored: int) -> Record:
+    def answer(name: str, count: Callable[[], _Measurements], stored: int) -> Record:
         def measure(question: Record) -> Record:
             start = time.perf_counter()
-            counts = count()
+            counts, metrics = count()
             return dataclasses.replace(
                 question,
                 counts=counts,
+                metrics=metrics,
                 stored_parameters=stored,
                 active_parameters=single,
                 evaluation_seconds=time.perf_counter() - start,
@@ -271,6 +273,16 @@ def _answer(question: Record, measure: Callable[[Record], Record]) -> tuple[Reco
     record = measure(question)
     records.append(record)
     return record, False
+
+
+def _measure(model: nn.Module, suite: Suite, split: str, limit: int | None) -> _Measurements:
+    return _gather({task: measure_task(model, suite, task, split, limit=limit) for task in suite.spec.tasks})
+
+
+def _gather(measured: Mapping[str, tuple[Count, dict[str, float]]]) -> _Measurements:
+    """Counts of every task, and the further measurements of those that have some."""
+    more = {task: metrics for task, (_, metrics) in measured.items() if metrics}
+    return {task: count for task, (count, _) in measured.items()}, more
 
 
 def _num_changed(pretrained: StateDict, state: StateDict) -> int:

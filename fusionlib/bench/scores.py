@@ -12,7 +12,7 @@ from fusionlib.core import ParameterError, Record
 Z = 1.959964  # 97.5 % point of the normal distribution: two-sided 95 %
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
+def wilson(correct: float, total: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927), which stays within [0, 1] and is right for small counts too."""
     p, z2 = correct / total, Z * Z / total
     centre, spread = p + z2 / 2, Z * (p * (1 - p) / total + z2 / (4 * total)) ** 0.5
@@ -21,7 +21,7 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     return low, 1.0 if correct == total else (centre + spread) / (1 + z2)
 
 
-def accuracy(counts: Mapping[str, tuple[int, int]]) -> float:
+def accuracy(counts: Mapping[str, tuple[float, int]]) -> float:
     """Average over tasks of the accuracy, in [0, 1], each task counting the same.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 from fusionlib import methods
@@ -12,9 +13,10 @@ from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.run import Method
 from fusionlib.bench.scores import average_half_width
 from fusionlib.bench.table import Cell, Facts, Table, mark_best
-from fusionlib.core import MethodCard, Record
+from fusionlib.core import MethodCard, ParameterError, Record
 
 __all__ = [
+    "by_metric",
     "by_task",
     "cards",
     "fact_box",
@@ -63,6 +65,25 @@ def by_task(records: Iterable[Record]) -> Table:
         body.append([Cell(label(row.first), number=False), *cells])
     head = ["Method", "Average", *(["Normalised"] if normalized else []), "Worst", *tasks]
     return Table(head, body, rule(ordered), note(ordered))
+
+
+def by_metric(records: Iterable[Record], fmt: str = "{:.3f}") -> Table:
+    """What was measured besides the counts, a column per task and measurement, averaged over seeds.
+
+    Raises: ParameterError, if nothing was measured besides.
+    """
+    ordered = ordered_rows(records)
+    named = [(task, name) for task, values in ordered[0].first.metrics.items() for name in values]
+    if not named:
+        raise ParameterError("these records hold counts alone; by_task shows them.")
+    body = [
+        [
+            Cell(label(row.first), number=False),
+            *(Cell(fmt.format(fmean(r.metrics[task][name] for r in row.records))) for task, name in named),
+        ]
+        for row in ordered
+    ]
+    return Table(["Method", *(f"{task}: {name}" for task, name in named)], body, rule(ordered))
 
 
 def cards() -> Table:

@@ -179,6 +179,6 @@ def _fingerprint(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, nn.M
         head = heads[task.name]
         scaled = {"weight": head.get_buffer("weight"), "scale": torch.tensor(getattr(head, "logit_scale", 1.0))}
         splits = [(name, split.sha256, split.rows) for name, split in task.splits.items()]
-        digest.update(f"{task.name} {task.classes} {splits} {hash_tensors(scaled)}\n".encode())
+        digest.update(f"{task.name} {task.classes} {splits} {task.metric} {hash_tensors(scaled)}\n".encode())
     digest.update("\n".join(identities).encode())
     return digest.hexdigest()

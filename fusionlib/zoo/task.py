@@ -40,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task.
+    """One task: inputs, and what is to be said of each.
 
     Attributes:
         name: what it is called in tables.
@@ -51,6 +51,7 @@ class Task:
         modality: of its examples, "image" or "text".
         embedded: whether it is one of the tasks that ship with the package.
         note: what was decided about the splits, empty if nothing had to be.
+        metric: what is counted, a name in ``fusionlib.bench.meters.METERS``.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Task:
     modality: str = "image"
     embedded: bool = False
     note: str = ""
+    metric: str = "accuracy"
 
     def split(self, name: str) -> Split:
         """Files of this split; ParameterError, saying which splits there are, if it has none."""

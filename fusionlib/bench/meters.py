@@ -1,0 +1,105 @@
+"""What is counted on a task: one meter per kind of measurement, chosen by ``Task.metric``.
+
+A meter collects on the device and gives (score, examples), from which every accuracy of the book is made, and
+further measurements by name. A score is a number of right answers where an example is right or wrong, and a sum of
+scores in [0, 1] where it can be right in part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fusionlib.core import UnknownName, suggest
+
+Count: TypeAlias = tuple[float, int]
+
+
+class Meter(Protocol):
+    """Collects outputs and labels batch by batch; reads nothing back from the device before ``result``."""
+
+    def update(self, output: Tensor, labels: Tensor) -> None:
+        """One batch: the head's output, and the labels of its examples."""
+        ...
+
+    def result(self) -> tuple[Count, dict[str, float]]:
+        """(score, number of examples), and further measurements by name."""
+        ...
+
+
+class Accuracy:
+    """Right answers: the highest of the logits (B, classes) is that of the label (B,)."""
+
+    def __init__(self) -> None:
+        self.correct: Tensor | int = 0
+        self.total = 0
+
+    def update(self, output: Tensor, labels: Tensor) -> None:
+        """Logits (B, classes) and int64 labels (B,)."""
+        self.correct = self.correct + (output.argmax(dim=-1) == labels).sum()
+        self.total += len(labels)
+
+    def result(self) -> tuple[Count, dict[str, float]]:
+        """Right answers, examples; nothing besides."""
+        return (int(self.correct), self.total), {}
+
+
+class Matthews:
+    """Accuracy, and the correlation of predicted and true class (Matthews 1975; for CoLA), in [-1, 1]."""
+
+    def __init__(self) -> None:
+        self._pairs: list[Tensor] = []
+
+    def update(self, output: Tensor, labels: Tensor) -> None:
+        """Logits (B, classes) and int64 labels (B,)."""
+        self._pairs.append(torch.stack([output.argmax(dim=-1), labels]))
+
+    def result(self) -> tuple[Count, dict[str, float]]:
+        """Right answers, examples; and "matthews", 0 where one of the two sides is constant."""
+        guess, truth = torch.cat(self._pairs, dim=1).double()
+        correlation = _correlation(guess, truth)
+        return (int((guess == truth).sum()), guess.numel()), {"matthews": correlation}
+
+
+class Spearman:
+    """Rank correlation of a predicted and a true number (for STS-B), ties at their mean rank; in [-1, 1]."""
+
+    def __init__(self) -> None:
+        self._pairs: list[Tensor] = []
+
+    def update(self, output: Tensor, labels: Tensor) -> None:
+        """Predictions (B,) or (B, 1) and labels (B,), real numbers."""
+        self._pairs.append(torch.stack([output.reshape(len(labels)).float(), labels.float()]))
+
+    def result(self) -> tuple[Count, dict[str, float]]:
+        """The correlation, 0 where negative, times the examples; and "spearman" as it is."""
+        guess, truth = torch.cat(self._pairs, dim=1).double()
+        correlation = _correlation(_ranks(guess), _ranks(truth))
+        return (max(0.0, correlation) * guess.numel(), guess.numel()), {"spearman": correlation}
+
+
+METERS: dict[str, Callable[[], Meter]] = {"accuracy": Accuracy, "matthews": Matthews, "spearman": Spearman}
+
+
+def make_meter(metric: str) -> Meter:
+    """A new meter; UnknownName if there is none of this name."""
+    if metric not in METERS:
+        raise UnknownName(f"there is no measurement {metric!r}.{suggest(metric, METERS)}")
+    return METERS[metric]()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Rank of every value from 0 on, equal values at the mean of their ranks."""
+    _, where, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() + 1) / 2)[where]
+
+
+def _correlation(one: Tensor, other: Tensor) -> float:
+    """Pearson's, 0 where one side is constant."""
+    one, other = one - one.mean(), other - other.mean()
+    size = (one.square().sum() * other.square().sum()).sqrt()
+    return float((one * other).sum() / size) if size > 0 else 0.0
