@@ -177,7 +177,8 @@ def _fingerprint(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, nn.M
     digest.update(f"{hash_tensors(base.state)} {base.preprocess} {base.config.to_json_string()}\n".encode())
     for task in tasks:
         head = heads[task.name]
-        scaled = {"weight": head.get_buffer("weight"), "scale": torch.tensor(getattr(head, "logit_scale", 1.0))}
+        scale = torch.tensor(getattr(head, "logit_scale", 1.0))
+        scaled = {**head.state_dict(), "scale": scale}
         splits = [(name, split.sha256, split.rows) for name, split in task.splits.items()]
         digest.update(f"{task.name} {task.classes} {splits} {task.metric} {hash_tensors(scaled)}\n".encode())
     digest.update("\n".join(identities).encode())
