@@ -118,6 +118,7 @@ class Record:
         stored_parameters: numbers that must be kept to serve all tasks.
         active_parameters: numbers that one prediction reads.
         fusion_seconds: wall time of ``fuse`` alone.
+        evaluation_seconds: wall time of the evaluation; less where members' outputs were still in memory.
         peak_memory: bytes beyond the inputs while fusing; None where not measured.
         provenance: method version, source and suite hashes, package versions, device, commit, time.
         metrics: task -> what else was measured on it, by name; only tasks that have more than counts.

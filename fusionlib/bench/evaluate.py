@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from fusionlib.bench import members
 from fusionlib.bench.meters import Count, make_meter
-from fusionlib.ops.modules import predict
+from fusionlib.ops.modules import Ensemble, predict
 from fusionlib.zoo.suite import Suite
 
-BATCH_SIZE = 256
+CPU_BATCH, GPU_BATCH = 64, 256
 
 
 def evaluate(
@@ -50,6 +51,12 @@ def measure_task(
     """(correct, total) of one task, and what its meter measures besides. Collects on the device, waits for it once."""
     model.eval()
     head, meter = suite.heads[task], make_meter(suite.task(task).metric)
-    for batch, labels in suite.batches(task, split, limit=limit, batch_size=BATCH_SIZE):
+    # on a CPU what a layer puts out must fit its cache; on a GPU larger batches are faster
+    size = GPU_BATCH if suite.device.type == "cuda" else CPU_BATCH
+    if isinstance(model, Ensemble):
+        for features, batch, labels in members.outputs(model, suite, task, split, limit, size):
+            meter.update(model.combine(head, features, batch), labels)
+        return meter.result()
+    for batch, labels in suite.batches(task, split, limit=limit, batch_size=size):
         meter.update(predict(model, head, batch), labels)
     return meter.result()

@@ -129,8 +129,11 @@ class Ensemble(nn.Module):
             return torch.vmap(one, randomness="error")(stacked)
 
     def predict(self, head: Head, batch: Batch) -> Tensor:
-        """Logits of the ensemble under one head, shape (B, classes); log-probabilities where those are averaged."""
-        features = self.features(batch)
+        """Logits of the ensemble under one head, shape (B, classes)."""
+        return self.combine(head, self.features(batch), batch)
+
+    def combine(self, head: Head, features: Tensor, batch: Batch) -> Tensor:
+        """Members' outputs (T, B, ...) to logits (B, classes); log-probabilities where those are averaged."""
         if self.average == "features":
             return head(self._mean(features), batch)
         logits = torch.stack([head(member, batch) for member in features])
@@ -165,9 +168,9 @@ class MaxEnsemble(Ensemble):
         """What it was made with besides the members, as JSON values."""
         return {"center": self.center}
 
-    def predict(self, head: Head, batch: Batch) -> Tensor:
+    def combine(self, head: Head, features: Tensor, batch: Batch) -> Tensor:
         """The largest (centred) logit of every class over the members, shape (B, classes)."""
-        logits = torch.stack([head(member, batch) for member in self.features(batch)])
+        logits = torch.stack([head(member, batch) for member in features])
         if self.center:
             logits = logits - logits.mean(dim=-1, keepdim=True)
         return logits.amax(dim=0)
