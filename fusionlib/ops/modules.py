@@ -88,7 +88,7 @@ class Ensemble(nn.Module):
         if not self.batched:
             self.members = nn.ModuleList(members)
             return
-        states = [_tensors(member) for member in members]
+        states = [tensors_of(member) for member in members]
         self._names = {f"stacked/{name.replace('.', '/')}": name for name in states[0]}
         parameters = dict(members[0].named_parameters())
         for slot, name in self._names.items():
@@ -98,7 +98,7 @@ class Ensemble(nn.Module):
             else:
                 self.register_buffer(slot, stacked)
         # In a list, so that it is no submodule: it has a structure and no weights.
-        self._skeleton = [_with_tensors(members[0], lambda _, tensor: tensor.to("meta"))]
+        self._skeleton = [with_tensors(members[0], lambda _, tensor: tensor.to("meta"))]
 
     def given(self) -> dict[str, Any]:
         """What it was made with besides the members, as JSON values."""
@@ -110,7 +110,7 @@ class Ensemble(nn.Module):
             return list(self.members)
         slots = {name: slot for slot, name in self._names.items()}
         return [
-            _with_tensors(self._skeleton[0], lambda name, _, i=index: getattr(self, slots[name])[i].clone())
+            with_tensors(self._skeleton[0], lambda name, _, i=index: getattr(self, slots[name])[i].clone())
             for index in range(self.num_members)
         ]
 
@@ -176,15 +176,15 @@ class MaxEnsemble(Ensemble):
         return logits.amax(dim=0)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, those that are not saved too; tied ones once, under their first name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _with_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
+def with_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A copy in evaluation mode with other tensors in the place of its own; what was tied stays tied."""
     memo: dict[int, Any] = {}
-    for name, tensor in _tensors(model).items():
+    for name, tensor in tensors_of(model).items():
         value = new(name, tensor.detach())
         memo[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
     return copy.deepcopy(model, memo).eval()
