@@ -101,7 +101,7 @@ def measured(
         model = _as_model(fusion.value, suite)
         start = time.perf_counter()
         counts, metrics = _measure(model, suite, split, limit)
-        stored = sum(parameter.numel() for parameter in model.parameters())
+        stored = getattr(model, "stored_parameters", None) or sum(p.numel() for p in model.parameters())
         return dataclasses.replace(
             question,
             counts=counts,
@@ -121,7 +121,7 @@ def references(suite: Suite, *, split: str = "test", limit: int | None = None) -
 
     ``finetuned`` asks each task's own model. Its stored parameters count tensors that no fine-tune changed once.
     """
-    single = num_parameters(suite.pretrained)
+    single = num_parameters(suite.backbone.weights)
     changed = sum(_num_changed(suite.pretrained, state) for state in suite.finetuned.values())
 
     def whole(state: StateDict) -> Callable[[], _Measurements]:

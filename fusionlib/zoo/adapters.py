@@ -32,6 +32,15 @@ def wrap(model: nn.Module, config: Any) -> Any:
         return PeftModel(model, config)  # type: ignore[arg-type]
 
 
+def read_adapter(folder: Path) -> StateDict:
+    """The tensors of a PEFT adapter under the names in its file; CheckpointError if there is none."""
+    files = [folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    weights = next((path for path in files if path.is_file()), None)
+    if weights is None:
+        raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no {files[0].name}. Copy it there.")
+    return read_tensors(weights)
+
+
 def merge_adapter(backbone: Backbone, folder: Path) -> StateDict:
     """The backbone's weights with the adapter in ``folder`` added, float32, under the backbone's own keys.
 
@@ -41,11 +50,7 @@ def merge_adapter(backbone: Backbone, folder: Path) -> StateDict:
     """
     from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
-    files = [folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
-    weights = next((path for path in files if path.is_file()), None)
-    if weights is None:
-        raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no {files[0].name}. Copy it there.")
-    found = read_tensors(weights)
+    found = read_adapter(folder)
     # trained on a bare CLIPVisionModel, whose modules have no "vision_model." before them
     found = {name.replace("base_model.model.encoder.", f"{_TOWER}encoder."): value for name, value in found.items()}
     try:

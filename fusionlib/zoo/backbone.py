@@ -49,6 +49,11 @@ class Backbone:
         """Number of features."""
         raise NotImplementedError
 
+    @property
+    def weights(self) -> StateDict:
+        """All that its predictions depend on: ``state``, and whatever stays as it is when states are fused."""
+        return self.state
+
     def module(self) -> nn.Module:
         """A new module, with whatever weights."""
         raise NotImplementedError

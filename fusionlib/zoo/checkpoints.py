@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapters import merge_adapter
 from fusionlib.zoo.backbone import Backbone
-from fusionlib.zoo.files import hash_file
+from fusionlib.zoo.files import hash_file, hash_tensors
 from fusionlib.zoo.heads import read_head
 from fusionlib.zoo.job import Job
+from fusionlib.zoo.l_lora import LinearizedClip
 from fusionlib.zoo.weights import check_keys, read_weights
 
 FACTS = "fusionlib.json"
@@ -84,6 +85,9 @@ def load(job: Job, backbone: Backbone) -> Checkpoint:
         KeyMismatch: its tensors are not those of the backbone.
     """
     facts = verify(job.folder)
+    if isinstance(backbone, LinearizedClip):
+        _check_start(job, facts, backbone)
+        return Checkpoint(backbone.read(job.folder), facts)
     if job.recipe.rank is not None:
         return Checkpoint(merge_adapter(backbone, job.folder), facts)
     state = read_weights(job.folder)
@@ -108,6 +112,14 @@ def verify(folder: Path) -> dict[str, Any]:
         if found != sha256:
             raise CheckpointError(f"{path} is corrupt: expected SHA-256 {sha256}, found {found}. {remedy}")
     return facts
+
+
+def _check_start(job: Job, facts: dict[str, Any], backbone: LinearizedClip) -> None:
+    if facts.get("start_sha256") != hash_tensors(backbone.state):
+        raise CheckpointError(
+            f"the adapter in {job.folder} was trained around another start than this installation draws (another "
+            "version of torch or peft may). Delete the folder: the next load_suite makes this fine-tune again."
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from fusionlib.core import ParameterError
 from fusionlib.zoo import backbone, gpt2, names
 from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.recipe import L_LORA, get_recipe
 
 _MODALITY = {"tiny-clip": "image", "tiny-gpt2": "text"}
 
 
-def embedded_backbone(name: str) -> Backbone:
-    """The backbone of this name, one of ``names.EMBEDDED_BACKBONES``."""
-    return gpt2.tiny_gpt2() if name == "tiny-gpt2" else backbone.tiny_clip()
+def embedded_backbone(name: str, tuning: str = "full") -> Backbone:
+    """The backbone of this name, one of ``names.EMBEDDED_BACKBONES``; for "l-lora", linearised in its adapter."""
+    if name == "tiny-gpt2":
+        return gpt2.tiny_gpt2()
+    plain = backbone.tiny_clip()
+    if tuning != L_LORA:
+        return plain
+    from fusionlib.zoo.l_lora import linearized
+
+    return linearized(plain, get_recipe(L_LORA))
 
 
 def start_hash(name: str) -> str:

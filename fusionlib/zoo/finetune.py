@@ -14,6 +14,7 @@ from torch import nn
 from fusionlib.ops.modules import output_tensor, predict
 from fusionlib.zoo.adapters import wrap
 from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.l_lora import LinearizedClip
 from fusionlib.zoo.reading import Draw
 from fusionlib.zoo.recipe import Recipe
 from fusionlib.zoo.snapshots import resume, save_snapshot
@@ -86,7 +87,7 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 def _trainable(backbone: Backbone, recipe: Recipe, seed: int) -> nn.Module:
     model = backbone.build()
-    if recipe.rank is None:
+    if recipe.rank is None or isinstance(backbone, LinearizedClip):  # whose parameters are the adapter's alone
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(recipe.frozen))
         return model

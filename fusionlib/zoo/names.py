@@ -18,7 +18,7 @@ IMAGE_TASKS = SETS["tiny8"] + SETS["tiny-unseen"]
 TEXT_TASKS = SETS["tiny-text7"]
 EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS
 EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2")
-TUNINGS = ("full", "lora", "none")
+TUNINGS = ("full", "lora", "l-lora", "none")
 
 
 def resolve_tasks(tasks: str | Iterable[str]) -> tuple[tuple[str, ...], str | None]:
@@ -53,11 +53,6 @@ def check_distinct(names: tuple[str, ...]) -> None:
 
 def check_tuning(tuning: Any) -> str:
     """The tuning, if it is one we have; else ParameterError."""
-    if tuning == "l-lora":
-        raise ParameterError(
-            "tuning='l-lora' (linearised LoRA) is not available: no recipe for it has been tried on the embedded "
-            "suite, and its adapters can't be merged into weights without changing the model. Use 'full' or 'lora'."
-        )
     if not isinstance(tuning, str) or tuning not in TUNINGS:
         raise ParameterError(f"tuning={tuning!r} is not a kind of fine-tuning.{suggest(str(tuning), TUNINGS)}")
     return tuning

@@ -39,8 +39,8 @@ def prepare(
     Args:
         backbone: an embedded one, "tiny-clip" or "tiny-gpt2".
         tasks: a named set or task names.
-        tuning: "full", "lora", or "none" (no fine-tunes; with ``multitask`` the joint model alone). tiny-gpt2 has
-            "full" only, and no joint model.
+        tuning: "full", "lora", "l-lora", or "none" (no fine-tunes; with ``multitask`` the joint model alone).
+            tiny-gpt2 has "full" only, and no joint model.
         seed: of the run, 0 or greater.
         multitask: also the model trained on all the tasks at once.
         progress: show a live display with the time left on stderr.

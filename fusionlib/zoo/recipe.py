@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fusionlib.core import ParameterError, UnknownName, suggest
 
 JOINT = "joint"  # the name of the model trained on all tasks at once
+L_LORA = "l-lora"  # LoRA trained through the backbone's linearisation in the adapter
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Recipe:
 RECIPES = {  # of tiny-clip
     "full": Recipe(),
     "lora": Recipe(learning_rate=1e-3, rank=16),
+    L_LORA: Recipe(learning_rate=3e-3, weight_decay=0.0, rank=16),  # decay would move A, which has no effect
     JOINT: Recipe(steps=700, batch_size=16, learning_rate=5e-4),
 }
 
@@ -59,7 +61,7 @@ def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Rec
     """The recipe of a tuning, or of the joint model.
 
     Args:
-        name: "full", "lora" or "joint".
+        name: "full", "lora", "l-lora" or "joint".
         backbone: an embedded one.
         examples: of the training split; tiny-gpt2 sees each of them three times.
 

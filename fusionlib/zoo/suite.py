@@ -17,6 +17,7 @@ from fusionlib.zoo.checkpoints import Checkpoint
 from fusionlib.zoo.embedded import check_readable, embedded_backbone
 from fusionlib.zoo.files import hash_tensors
 from fusionlib.zoo.reading import Batch
+from fusionlib.zoo.recipe import L_LORA
 from fusionlib.zoo.suite_types import Suite, SuiteSpec
 from fusionlib.zoo.task import Task, embedded_task
 
@@ -44,7 +45,8 @@ def load_suite(
             full CLIP; or open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
         tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7"), a list of task names, or own task ->
             Parquet/imagefolder path.
-        tuning: "full", "lora", or "none" (no fine-tunes: data and heads alone).
+        tuning: "full", "lora", "l-lora" (adapters of the backbone linearised in them), or "none" (no fine-tunes:
+            data and heads alone).
         seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         checkpoints: task -> local folder, file or hub id of your own fine-tunes, full or PEFT adapters; one per task.
@@ -66,7 +68,7 @@ def load_suite(
                 raise ParameterError(
                     f"{title} names {name!r}, which is not a task of the suite.{suggest(name, ordered)}"
                 )
-    base = _backbone(backbone)
+    base = _backbone(backbone, tuning)
     _check_modality(base, chosen)
     given: dict[str, Tensor | str | PathLike[str] | None] = {name: (heads or {}).get(name) for name in ordered}
     made = {} if base.learns_heads else {task.name: base.head(task, given[task.name]) for task in chosen}
@@ -77,6 +79,11 @@ def load_suite(
         if tuning == "none":
             raise ParameterError(
                 'tuning="none" means no fine-tunes, but checkpoints= names some. Leave out one of the two.'
+            )
+        if tuning == L_LORA:
+            raise ParameterError(
+                'tuning="l-lora" is for the embedded fine-tunes: adapters of yours are merged into weights, which a '
+                "linearised adapter can't be. Leave out checkpoints, or merge with tuning='lora'."
             )
         if multitask:
             raise ParameterError("multitask=True trains the embedded backbone jointly; with checkpoints= leave it out.")
@@ -116,9 +123,9 @@ def _tasks(tasks: str | Iterable[str] | Paths) -> tuple[tuple[Task, ...], str | 
     return tuple(embedded_task(name) for name in chosen), tasks_name
 
 
-def _backbone(backbone: str | PathLike[str]) -> Backbone:
+def _backbone(backbone: str | PathLike[str], tuning: str) -> Backbone:
     if backbone in names.EMBEDDED_BACKBONES:
-        return embedded_backbone(str(backbone))
+        return embedded_backbone(str(backbone), tuning)
     from fusionlib.zoo.own_models import own_backbone
 
     return own_backbone(backbone)
@@ -162,10 +169,12 @@ def _embedded(
     from fusionlib.zoo.preparing import make_missing
     from fusionlib.zoo.recipe import JOINT, offered
 
+    if tuning == L_LORA and multitask:
+        raise ParameterError('the jointly trained model has no adapter; with tuning="l-lora" leave multitask out.')
     make_missing(plan(base.name, tasks, tuning, seed, bool(multitask)), progress=progress)
     jobs = plan(base.name, tasks, tuning, seed, multitask=False)
     loaded = {job.label: checkpoints.load(job, base) for job in jobs}
-    if JOINT not in offered(base.name):
+    if JOINT not in offered(base.name) or tuning == L_LORA:  # the joint model is one of weights, not of adapters
         return loaded, None
     joint = joint_job(base.name, tasks, seed)
     wanted = multitask or (multitask is None and joint.folder.exists())
@@ -174,7 +183,7 @@ def _embedded(
 
 def _fingerprint(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, nn.Module], identities: list[str]) -> str:
     digest = hashlib.sha256()
-    digest.update(f"{hash_tensors(base.state)} {base.preprocess} {base.config.to_json_string()}\n".encode())
+    digest.update(f"{hash_tensors(base.weights)} {base.preprocess} {base.config.to_json_string()}\n".encode())
     for task in tasks:
         head = heads[task.name]
         scale = torch.tensor(getattr(head, "logit_scale", 1.0))

@@ -22,7 +22,7 @@ class SuiteSpec:
         backbone: name, local folder or hub id.
         tasks: task names, in order.
         tasks_name: the named set they are, or None.
-        tuning: "full", "lora" or "none".
+        tuning: "full", "lora", "l-lora" or "none".
         seed: of the fine-tuning run.
     """
 
@@ -40,8 +40,8 @@ class Suite:
     Attributes:
         spec: what was asked for.
         tasks: in the order of ``spec.tasks``.
-        pretrained: weights of the backbone, float32, on the CPU.
-        finetuned: task -> weights, adapters merged in; empty with ``tuning="none"``.
+        pretrained: weights of the backbone, float32, on the CPU; of L-LoRA, the adapter where it started.
+        finetuned: task -> weights, adapters merged in (of L-LoRA, the adapter); empty with ``tuning="none"``.
         heads: task -> head, on ``device``; heads are never fused.
         device: where models from ``model`` and inputs from ``batches`` are.
         fingerprint: hash of checkpoints, heads and data: equal for equal content, wherever it was loaded.

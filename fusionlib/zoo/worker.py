@@ -62,10 +62,12 @@ def make(job: Job, events: TextIO) -> None:
 def _train(job: Job, events: TextIO) -> None:
     from fusionlib.zoo import checkpoints
     from fusionlib.zoo.embedded import embedded_backbone
+    from fusionlib.zoo.files import hash_tensors
     from fusionlib.zoo.finetune import accuracy, finetune
+    from fusionlib.zoo.l_lora import LinearizedClip
     from fusionlib.zoo.task import embedded_task
 
-    backbone = embedded_backbone(job.backbone)
+    backbone = embedded_backbone(job.backbone, job.kind)
     tasks = [embedded_task(name) for name in job.tasks]
     heads = [backbone.start_head(task, job.training_seed) for task in tasks]
     snapshot = job.partial / "snapshot.safetensors"
@@ -81,7 +83,10 @@ def _train(job: Job, events: TextIO) -> None:
     model: Any = trained.model
     counts = {task.name: accuracy(model, backbone, task, head, "val") for task, head in zip(tasks, heads, strict=True)}
     learnt = dict(zip(job.tasks, heads, strict=True)) if backbone.learns_heads else {}
-    checkpoints.save(job, model, {"train_seconds": round(trained.seconds, 2), "validation": counts}, learnt)
+    facts: dict[str, Any] = {"train_seconds": round(trained.seconds, 2), "validation": counts}
+    if isinstance(backbone, LinearizedClip):
+        model, facts = backbone.as_peft(model), {**facts, "start_sha256": hash_tensors(backbone.state)}
+    checkpoints.save(job, model, facts, learnt)
 
 
 def _read(jobs: queue.Queue[str]) -> None:
