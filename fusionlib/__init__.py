@@ -22,6 +22,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "fuse": ("fusionlib.bench.run", "fuse"),
     "run": ("fusionlib.bench.run", "run"),
     "references": ("fusionlib.bench.run", "references"),
+    "reestimate_batch_norm": ("fusionlib.bench.batch_norm", "reestimate_batch_norm"),
     "save": ("fusionlib.bench.saving", "save"),
     "load": ("fusionlib.bench.saving", "load"),
     "evaluate": ("fusionlib.bench.evaluate", "evaluate"),
@@ -45,6 +46,7 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from fusionlib import methods, ops, testing
     from fusionlib.bench import plots, records, tables
+    from fusionlib.bench.batch_norm import reestimate_batch_norm
     from fusionlib.bench.calibration import calibration
     from fusionlib.bench.evaluate import evaluate
     from fusionlib.bench.notebook import check_parameters, glue

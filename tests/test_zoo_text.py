@@ -153,7 +153,7 @@ def test_a_fine_tune_keeps_its_head_beside_its_weights():
     facts = json.loads((made.folder / "fusionlib.json").read_text())
     assert set(facts["files"]) == written - {"fusionlib.json"} and facts["validation"]["reviews"][1] == 300
     loaded = checkpoints.load(made, tiny_gpt2())
-    assert loaded.head.shape == (2, 128) and list(loaded.state) == list(tiny_gpt2().state)
+    assert loaded.head["weight"].shape == (2, 128) and list(loaded.state) == list(tiny_gpt2().state)
 
 
 def test_a_suite_is_made_once_and_its_models_use_their_heads(monkeypatch):

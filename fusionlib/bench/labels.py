@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionlib import methods
+from fusionlib.bench.batch_norm import KEYWORD
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.records import json_value, uses_defaults
 from fusionlib.bench.run import Method
@@ -52,8 +53,8 @@ def settings(record: Record) -> str:
         return ", ".join(f"{name} {_value(value)}" for name, value in record.hyperparameters.items())
     defaults, grid = parameters_of(record.method), methods.get(record.method).card.grid
     # in the signature's order: what was read from a file has its keys sorted
-    given = {name: record.hyperparameters[name] for name in defaults if name in record.hyperparameters}
-    shown = {n: v for n, v in given.items() if n in grid or v != json_value(defaults[n])}
+    given = {name: record.hyperparameters[name] for name in (*defaults, KEYWORD) if name in record.hyperparameters}
+    shown = {n: v for n, v in given.items() if n in grid or n == KEYWORD or v != json_value(defaults[n])}
     return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
 
 

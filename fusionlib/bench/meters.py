@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from fusionlib.bench.dense_meters import Depth, Normal, Segmentation
 from fusionlib.core import UnknownName, suggest
 
 Count: TypeAlias = tuple[float, int]
@@ -81,7 +82,14 @@ class Spearman:
         return (max(0.0, correlation) * guess.numel(), guess.numel()), {"spearman": correlation}
 
 
-METERS: dict[str, Callable[[], Meter]] = {"accuracy": Accuracy, "matthews": Matthews, "spearman": Spearman}
+METERS: dict[str, Callable[[], Meter]] = {
+    "accuracy": Accuracy,
+    "matthews": Matthews,
+    "spearman": Spearman,
+    "segmentation": Segmentation,
+    "depth": Depth,
+    "normal": Normal,
+}
 
 
 def make_meter(metric: str) -> Meter:

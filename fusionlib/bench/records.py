@@ -101,7 +101,10 @@ def uses_defaults(record: Record) -> bool:
     if record.method not in methods.names():
         return False
     parameters = inspect.signature(methods.get(record.method).fuse).parameters
-    return all(json_value(parameters[name].default) == value for name, value in record.hyperparameters.items())
+    return all(
+        name in parameters and json_value(parameters[name].default) == value
+        for name, value in record.hyperparameters.items()
+    )
 
 
 def json_value(value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fusionlib import methods
-from fusionlib.bench import records
+from fusionlib.bench import batch_norm, records
 from fusionlib.bench.calibration import calibration
 from fusionlib.bench.evaluate import measure_task
 from fusionlib.bench.measure import Measured
@@ -54,12 +54,15 @@ def fuse(method: Method, suite: Suite, **hyperparameters: Any) -> nn.Module:
 
     Args:
         method: a name in ``fusionlib.methods``, or a module with ``card`` and ``fuse``.
-        hyperparameters: keyword arguments of the method's ``fuse``.
+        hyperparameters: keyword arguments of the method's ``fuse``; and ``batch_norm="reestimate"``, for models with
+            BatchNorm (see ``fl.reestimate_batch_norm``).
     Raises: UnknownName for the method; ParameterError for a hyper-parameter that is unknown, missing or out
         of range, naming the close match; KeyMismatch, NonFiniteError from the weights.
     """
     known = methods.get(method)
-    return _as_model(_fuser(known, suite, complete(method, hyperparameters))(), suite)
+    again, given = batch_norm.split_choice(hyperparameters)
+    model = _as_model(_fuser(known, suite, complete(method, given))(), suite)
+    return batch_norm.reestimate_batch_norm(model, suite) if again else model
 
 
 def run(
@@ -94,11 +97,14 @@ def measured(
 ) -> tuple[Record, bool]:
     """As ``run``, without a word: (record, whether it was read)."""
     known = methods.get(method)
-    hyperparameters = complete(method, given)
+    again, own = batch_norm.split_choice(given)
+    hyperparameters = complete(method, own)
+    asked = {**hyperparameters, batch_norm.KEYWORD: batch_norm.CHOICES[1]} if again else hyperparameters
 
     def measure(question: Record) -> Record:
         fusion = Measured(_fuser(known, suite, hyperparameters), suite.device)
         model = _as_model(fusion.value, suite)
+        model = batch_norm.reestimate_batch_norm(model, suite) if again else model
         start = time.perf_counter()
         counts, metrics = _measure(model, suite, split, limit)
         stored = getattr(model, "stored_parameters", None) or sum(p.numel() for p in model.parameters())
@@ -113,7 +119,7 @@ def measured(
             peak_memory=fusion.peak_memory,
         )
 
-    return _answer(_question(known, suite, split, limit, selected_on, hyperparameters), measure)
+    return _answer(_question(known, suite, split, limit, selected_on, asked), measure)
 
 
 def references(suite: Suite, *, split: str = "test", limit: int | None = None) -> list[Record]:
@@ -243,6 +249,8 @@ def _question(
     if name == "multitask" and suite.multitask is not None:
         # No fusion reads the jointly trained weights, so the suite's fingerprint leaves them out.
         determined_by.append(hash_tensors(suite.multitask))
+    if batch_norm.KEYWORD in values:
+        determined_by.append(batch_norm.source())
     return Record(
         key=digest([asked, determined_by]),
         method=name,
@@ -256,7 +264,7 @@ def _question(
         limit=limit,
         counts={},
         selected_on=selected_on,
-        needs=() if card is None else tuple(sorted(card.needs_with(hyperparameters))),
+        needs=() if card is None else tuple(sorted(card.needs_with(hyperparameters) | batch_norm.needs(values))),
         stored_parameters=0,
         active_parameters=0,
         fusion_seconds=0.0,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fusionlib.zoo.text_tower import TextTower
 
 BICUBIC = 3
+# a weight, all tensors of a head by name, or a file with either; None for the one that belongs to the task
+GivenHead: TypeAlias = Tensor | Mapping[str, Tensor] | str | PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Backbone:
         """A new module, with whatever weights."""
         raise NotImplementedError
 
-    def head(self, task: Task, given: Tensor | str | PathLike[str] | None) -> nn.Module:
+    def head(self, task: Task, given: GivenHead) -> nn.Module:
         """What was given as the head of a task, else the one that belongs to it; ParameterError, CheckpointError."""
         raise NotImplementedError
 
@@ -97,7 +99,7 @@ class ClipBackbone(Backbone):
 
         return CLIPVisionModelWithProjection(self.config)
 
-    def head(self, task: Task, given: Tensor | str | PathLike[str] | None) -> nn.Module:
+    def head(self, task: Task, given: GivenHead) -> nn.Module:
         """See :func:`fusionlib.zoo.heads.make_head`."""
         from fusionlib.zoo.heads import make_head
 

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapters import merge_adapter
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.files import hash_file, hash_tensors
-from fusionlib.zoo.heads import read_head
+from fusionlib.zoo.heads import head_tensors, read_head_state
 from fusionlib.zoo.job import Job
 from fusionlib.zoo.l_lora import LinearizedClip
-from fusionlib.zoo.weights import check_keys, read_weights
+from fusionlib.zoo.weights import check_keys, like, read_weights
 
 FACTS = "fusionlib.json"
 HEADS = "heads.safetensors"
@@ -30,12 +30,12 @@ HEADS = "heads.safetensors"
 class Checkpoint:
     """A verified fine-tune: weights with adapters merged in, the facts that were written beside them, and its head.
 
-    ``head`` is the weight of the head that was trained along, None where heads are not trained.
+    ``head`` has the tensors of the head that was trained along, None where heads are not trained.
     """
 
     state: StateDict
     facts: dict[str, Any]
-    head: Tensor | None = None
+    head: StateDict | None = None
 
     @property
     def identity(self) -> str:
@@ -61,7 +61,8 @@ def save(job: Job, model: nn.Module, facts: dict[str, Any], heads: Mapping[str, 
     model.save_pretrained(building, **options)  # type: ignore[operator]
     (building / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
     if heads:
-        save_file({task: head.get_parameter("weight").detach() for task, head in heads.items()}, building / HEADS)
+        kept = [head_tensors(task, head) for task, head in heads.items()]
+        save_file({name: value for tensors in kept for name, value in tensors.items()}, building / HEADS)
     written = {path.name: hash_file(path) for path in sorted(building.iterdir())}
     described = {
         **job.to_json(),
@@ -92,8 +93,8 @@ def load(job: Job, backbone: Backbone) -> Checkpoint:
         return Checkpoint(merge_adapter(backbone, job.folder), facts)
     state = read_weights(job.folder)
     check_keys(state, backbone.state, str(job.folder))
-    head = read_head(job.folder / HEADS, job.label) if backbone.learns_heads else None
-    return Checkpoint({name: state[name].float() for name in backbone.state}, facts, head)
+    head = read_head_state(job.folder / HEADS, job.label) if backbone.learns_heads else None
+    return Checkpoint(like(state, backbone.state), facts, head)
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 DATA = Path(__file__).parent / "data" / "image"
 TEXT = Path(__file__).parent / "data" / "text"
+SCENES = Path(__file__).parent / "data" / "nyu"
 
 
 def home() -> Path:

@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusionlib.ops.modules import output_tensor, predict
 from fusionlib.zoo.adapters import wrap
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.l_lora import LinearizedClip
-from fusionlib.zoo.reading import Draw
+from fusionlib.zoo.losses import Loss, loss_of
+from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.recipe import Recipe
 from fusionlib.zoo.snapshots import resume, save_snapshot
 from fusionlib.zoo.task import Task
 
 SNAPSHOT_STEPS = 50
-EVALUATED = 256  # examples at once
+EVALUATED, SMALL = 256, 16  # examples at once; of dense prediction
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ def finetune(
     seed: int,
     snapshot: Path,
     on_step: Callable[[int], None] = lambda step: None,
+    device: torch.device = CPU,
+    factor: Callable[[int, Recipe], float] | None = None,
 ) -> Trained:
     """Train on one task, or on several at once with equal shares of the batch.
 
@@ -51,32 +55,43 @@ def finetune(
         seed: of the batches and of LoRA's initial weights.
         snapshot: file written every ``SNAPSHOT_STEPS`` steps; if it exists, training goes on from it.
         on_step: called with the number of finished steps.
+        device: where to train; the model and the heads stay there.
+        factor: (step, recipe) -> factor on the learning rate; ``schedule`` if None.
 
     Raises: CheckpointError if the snapshot can't be read.
     """
-    model = _trainable(backbone, recipe, seed)
+    model = _trainable(backbone, recipe, seed).to(device)
     free = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    buffers = _buffers(model)
     for task, head in zip(tasks, heads, strict=True):
+        head.to(device).train()
         free.update({f"{task.name} head.{name}": p for name, p in head.named_parameters()})
+        buffers.update({f"{task.name} head.{name}": value for name, value in _buffers(head).items()})
     optimizer = torch.optim.AdamW(
         free.values(), lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
     )
     generator = torch.Generator().manual_seed(seed)
-    draw = backbone.preprocess.drawing(tasks, recipe, seed)
-    done, before = resume(snapshot, free, optimizer, generator)
+    draw, losses = backbone.preprocess.drawing(tasks, recipe, seed), [loss_of(task) for task in tasks]
+    done, before = resume(snapshot, free, buffers, optimizer, generator)
     started = time.perf_counter()
     model.train()
     on_step(done)
     for step in range(done, recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * schedule(step, recipe)
-        _step(model, heads, draw, step, generator)
+            group["lr"] = recipe.learning_rate * (factor or schedule)(step, recipe)
+        batch, labels = _to(device, *draw(step, generator))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(1_000_003 * seed + step)  # of dropout, where there is some
+            _backward(model, heads, losses, batch, labels)
         torch.nn.utils.clip_grad_norm_(free.values(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % SNAPSHOT_STEPS == 0 and step + 1 < recipe.steps:
-            save_snapshot(snapshot, step + 1, before + time.perf_counter() - started, free, optimizer, generator)
+            spent = before + time.perf_counter() - started
+            save_snapshot(snapshot, step + 1, spent, free, buffers, optimizer, generator)
         on_step(step + 1)
+    for head in heads:
+        head.eval()
     return Trained(model.eval(), before + time.perf_counter() - started)
 
 
@@ -99,23 +114,45 @@ def _trainable(backbone: Backbone, recipe: Recipe, seed: int) -> nn.Module:
         return wrap(model, config)
 
 
-def _step(model: nn.Module, heads: Sequence[nn.Module], draw: Draw, step: int, generator: torch.Generator) -> None:
-    """Forward all tasks' examples together, then the mean cross-entropy against each task's own head; backward."""
-    batch, labels = draw(step, generator)
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What is saved of a module besides its parameters; nothing of one that has no parameters to learn."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in module.state_dict().items() if parameters and name not in parameters}
+
+
+def _to(device: torch.device, batch: Batch, labels: list[Tensor]) -> tuple[Batch, list[Tensor]]:
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return moved, [answers.to(device, non_blocking=True) for answers in labels]
+
+
+def _backward(
+    model: nn.Module, heads: Sequence[nn.Module], losses: Sequence[Loss], batch: Batch, labels: list[Tensor]
+) -> None:
+    """Forward all tasks' examples together, then the mean of the tasks' losses under their own heads; backward."""
     features = output_tensor(model(**batch))
-    losses, start = [], 0
-    for head, answers in zip(heads, labels, strict=True):
+    found, start = [], 0
+    for head, loss, answers in zip(heads, losses, labels, strict=True):
         rows = slice(start, start := start + len(answers))
-        scores = head(features[rows], {name: value[rows] for name, value in batch.items()})
-        losses.append(nn.functional.cross_entropy(scores, answers))
-    torch.stack(losses).mean().backward()
+        found.append(loss(head(features[rows], {name: value[rows] for name, value in batch.items()}), answers))
+    torch.stack(found).mean().backward()
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, backbone: Backbone, task: Task, head: nn.Module, split: str) -> tuple[int, int]:
     """(correct, total) of a model on one split."""
     correct = total = 0
-    for batch, labels in backbone.preprocess.batches(task, split, None, EVALUATED, torch.device("cpu")):
+    for batch, labels in backbone.preprocess.batches(task, split, None, EVALUATED, CPU):
         correct += int((predict(model, head, batch).argmax(-1) == labels).sum())
         total += len(labels)
     return correct, total
+
+
+@torch.inference_mode()
+def mean_loss(model: nn.Module, backbone: Backbone, task: Task, head: nn.Module, split: str) -> float:
+    """The loss of a model on one split, batches counting by their examples: what to look at in dense prediction."""
+    loss, total, examples = loss_of(task), 0.0, 0
+    device = next(model.parameters()).device
+    for batch, labels in backbone.preprocess.batches(task, split, None, SMALL, device):
+        total += float(loss(predict(model, head, batch), labels)) * len(labels)
+        examples += len(labels)
+    return total / examples

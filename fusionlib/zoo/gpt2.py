@@ -6,17 +6,15 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fusionlib.core import ParameterError
-from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.backbone import Backbone, GivenHead
 from fusionlib.zoo.files import TEXT, hash_file
-from fusionlib.zoo.heads import read_head
+from fusionlib.zoo.heads import given_weight
 from fusionlib.zoo.task import Task
 from fusionlib.zoo.texts import Tokens
 
@@ -64,7 +62,7 @@ class Gpt2Backbone(Backbone):
 
         return GPT2Model(self.config)
 
-    def head(self, task: Task, given: Tensor | str | PathLike[str] | None) -> nn.Module:
+    def head(self, task: Task, given: GivenHead) -> nn.Module:
         """A head of this weight, or of the one in this file.
 
         Raises: ParameterError, if nothing is given or the shape does not fit; CheckpointError.
@@ -74,7 +72,7 @@ class Gpt2Backbone(Backbone):
                 f"there is no head for task {task.name!r}: heads of {self.name} are trained with the fine-tunes. Use "
                 f'tuning="full", or pass heads={{{task.name!r}: tensor or .safetensors path}}.'
             )
-        weight = given if isinstance(given, Tensor) else read_head(Path(given).expanduser(), task)
+        weight = given_weight(given, task)
         wanted = (len(task.classes), self.dim)
         if tuple(weight.shape) != wanted:
             raise ParameterError(

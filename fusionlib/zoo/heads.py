@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import CheckpointError, ParameterError
+from fusionlib.core import CheckpointError, ParameterError, StateDict
 from fusionlib.zoo.files import DATA
 from fusionlib.zoo.task import Task
 
 if TYPE_CHECKING:
-    from fusionlib.zoo.backbone import ClipBackbone
+    from fusionlib.zoo.backbone import ClipBackbone, GivenHead
 
 
 class CosineHead(nn.Module):
@@ -38,7 +39,7 @@ class CosineHead(nn.Module):
         return self.logit_scale * (nn.functional.normalize(features, dim=-1) @ self.weight.T)
 
 
-def make_head(task: Task, backbone: ClipBackbone, given: Tensor | str | PathLike[str] | None) -> CosineHead:
+def make_head(task: Task, backbone: ClipBackbone, given: GivenHead) -> CosineHead:
     """The head of a task: what the user gave, else the embedded one, else zero-shot from the text tower.
 
     Embedded heads are used where the task is embedded and the backbone scores against them, which
@@ -48,10 +49,8 @@ def make_head(task: Task, backbone: ClipBackbone, given: Tensor | str | PathLike
         ParameterError: the head's shape does not fit the task or the backbone, or there is no head at all.
         CheckpointError: a file of heads is missing or holds nothing for the task.
     """
-    if isinstance(given, Tensor):
-        weight = given
-    elif given is not None:
-        weight = read_head(Path(given).expanduser(), task)
+    if given is not None:
+        weight = given_weight(given, task)
     elif task.embedded and backbone.config.to_dict().get("logit_scale") is not None:
         weight = embedded_weight(task.name)
     elif backbone.text_tower is not None:
@@ -78,25 +77,63 @@ def embedded_weight(task: str) -> Tensor:
     return read_head(DATA / "heads.safetensors", task)
 
 
+def given_weight(given: Tensor | Mapping[str, Tensor] | str | PathLike[str], task: Task) -> Tensor:
+    """The one weight of a head that a user gave, or that was trained; ParameterError, CheckpointError."""
+    if isinstance(given, Tensor):
+        return given
+    if not isinstance(given, Mapping):
+        return read_head(Path(given).expanduser(), task)
+    if list(given) != ["weight"]:
+        raise ParameterError(
+            f"the head of task {task.name!r} has the tensors {', '.join(given) or 'none'}; here a head is a single "
+            "tensor, called 'weight'."
+        )
+    return given["weight"]
+
+
 def read_head(path: Path, task: Task | str) -> Tensor:
     """The weight of a task's head in a file: the tensor of the task's name, else the one called "weight", float32.
 
     Raises: CheckpointError, if the file is missing, unreadable, or holds neither.
     """
+    name = task if isinstance(task, str) else task.name
+    found = _read_tensors(path, name, lambda key: key in (name, "weight"))
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no head for task {name!r}: its tensors are {_listed(path)}. Name the "
+            f"tensor {name!r} or 'weight'."
+        )
+    return (found[name] if name in found else found["weight"]).to(torch.float32)
+
+
+def read_head_state(path: Path, task: str) -> StateDict:
+    """All tensors of a task's head in a file that ``head_tensors`` filled; CheckpointError, if there are none."""
+    found = _read_tensors(path, task, lambda key: key == task or key.startswith(f"{task}."))
+    if not found:
+        raise CheckpointError(f"{path} holds no head for task {task!r}: its tensors are {_listed(path)}.")
+    return {"weight" if key == task else key.removeprefix(f"{task}."): value for key, value in found.items()}
+
+
+def head_tensors(task: str, head: nn.Module) -> StateDict:
+    """The tensors of a head under the names of a file: the task's where it is a single weight, else task.name."""
+    state = {name: value.detach().contiguous() for name, value in head.state_dict().items()}
+    return {task: state["weight"]} if list(state) == ["weight"] else {f"{task}.{n}": v for n, v in state.items()}
+
+
+def _read_tensors(path: Path, task: str, wanted: Callable[[str], bool]) -> StateDict:
     from safetensors import SafetensorError, safe_open
 
-    name = task if isinstance(task, str) else task.name
     if not path.is_file():
-        raise CheckpointError(f"the head of task {name!r} should be in {path}, but there is no such file.")
+        raise CheckpointError(f"the head of task {task!r} should be in {path}, but there is no such file.")
     try:
         with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-            key = name if name in keys else "weight" if "weight" in keys else None
-            if key is None:
-                raise CheckpointError(
-                    f"{path} holds no head for task {name!r}: its tensors are {', '.join(keys) or 'none'}. Name the "
-                    f"tensor {name!r} or 'weight'."
-                )
-            return file.get_tensor(key).to(torch.float32)
+            return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118  (no iterator)
     except SafetensorError as error:
         raise CheckpointError(f"{path} can't be read as safetensors ({error}). Make or fetch it again.") from error
+
+
+def _listed(path: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return ", ".join(file.keys()) or "none"

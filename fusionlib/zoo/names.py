@@ -16,6 +16,7 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 IMAGE_TASKS = SETS["tiny8"] + SETS["tiny-unseen"]
 TEXT_TASKS = SETS["tiny-text7"]
+SCENE_TASKS = ("segmentation", "depth", "normal")
 EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS
 EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2")
 TUNINGS = ("full", "lora", "l-lora", "none")

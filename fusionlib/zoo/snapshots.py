@@ -17,10 +17,13 @@ def save_snapshot(
     step: int,
     seconds: float,
     free: dict[str, nn.Parameter],
+    buffers: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    """Write all that training needs to go on: parameters, what AdamW keeps of each, and the generator's state."""
+    """Write all that training needs to go on: parameters, what AdamW keeps of each, buffers such as BatchNorm's
+    running statistics, and the generator's state.
+    """
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {"generator": generator.get_state()}
@@ -28,12 +31,17 @@ def save_snapshot(
         tensors[f"parameter/{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{name}/{key}"] = value
+    tensors.update({f"buffer/{name}": value for name, value in buffers.items()})
     facts = {"step": str(step), "seconds": repr(seconds)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=facts))
 
 
 def resume(
-    path: Path, free: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, generator: torch.Generator
+    path: Path,
+    free: dict[str, nn.Parameter],
+    buffers: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
 ) -> tuple[int, float]:
     """Take up the snapshot, if there is one: (steps done, seconds spent); CheckpointError if it can't be read."""
     if not path.is_file():
@@ -49,6 +57,8 @@ def resume(
             f"the snapshot {path} can't be read ({error}). Delete it to start this training from the beginning."
         ) from error
     generator.set_state(saved["generator"])
+    for name, value in buffers.items():
+        value.copy_(saved[f"buffer/{name}"])
     state: dict[int, dict[str, Any]] = {}
     places = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     for name, parameter in free.items():

@@ -8,11 +8,11 @@ from os import PathLike
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusionlib.core import ParameterError, StateDict, suggest
 from fusionlib.zoo import names
-from fusionlib.zoo.backbone import Backbone, ClipBackbone
+from fusionlib.zoo.backbone import Backbone, ClipBackbone, GivenHead
 from fusionlib.zoo.checkpoints import Checkpoint
 from fusionlib.zoo.embedded import check_readable, embedded_backbone
 from fusionlib.zoo.files import hash_tensors
@@ -34,7 +34,7 @@ def load_suite(
     seed: int = 0,
     device: str = "auto",
     checkpoints: Paths | None = None,
-    heads: Mapping[str, Tensor | str | PathLike[str]] | None = None,
+    heads: Mapping[str, GivenHead] | None = None,
     multitask: bool | None = None,
     progress: bool = True,
 ) -> Suite:
@@ -70,7 +70,7 @@ def load_suite(
                 )
     base = _backbone(backbone, tuning)
     _check_modality(base, chosen)
-    given: dict[str, Tensor | str | PathLike[str] | None] = {name: (heads or {}).get(name) for name in ordered}
+    given: dict[str, GivenHead] = {name: (heads or {}).get(name) for name in ordered}
     made = {} if base.learns_heads else {task.name: base.head(task, given[task.name]) for task in chosen}
     finetuned: dict[str, StateDict] = {}
     identities: list[str] = []
@@ -107,7 +107,7 @@ def load_suite(
         finetuned=MappingProxyType(finetuned),
         heads=MappingProxyType({name: head.to(where) for name, head in made.items()}),
         device=where,
-        fingerprint=_fingerprint(base, chosen, made, identities),
+        fingerprint=fingerprint_of(base, chosen, made, identities),
         backbone=base,
         multitask=joint,
     )
@@ -181,7 +181,8 @@ def _embedded(
     return loaded, checkpoints.load(joint, base).state if wanted else None
 
 
-def _fingerprint(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, nn.Module], identities: list[str]) -> str:
+def fingerprint_of(base: Backbone, tasks: Iterable[Task], heads: Mapping[str, nn.Module], identities: list[str]) -> str:
+    """Hash of everything that a suite's numbers depend on; ``identities`` are those of its fine-tunes."""
     digest = hashlib.sha256()
     digest.update(f"{hash_tensors(base.weights)} {base.preprocess} {base.config.to_json_string()}\n".encode())
     for task in tasks:

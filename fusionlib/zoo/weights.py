@@ -104,6 +104,11 @@ def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where:
         )
 
 
+def like(state: StateDict, wanted: Mapping[str, Tensor]) -> StateDict:
+    """The tensors in the order of ``wanted``, floating-point ones in float32; counts of BatchNorm stay whole."""
+    return {name: state[name].float() if state[name].is_floating_point() else state[name] for name in wanted}
+
+
 def _some(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

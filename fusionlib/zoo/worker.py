@@ -63,7 +63,7 @@ def _train(job: Job, events: TextIO) -> None:
     from fusionlib.zoo import checkpoints
     from fusionlib.zoo.embedded import embedded_backbone
     from fusionlib.zoo.files import hash_tensors
-    from fusionlib.zoo.finetune import accuracy, finetune
+    from fusionlib.zoo.finetune import accuracy, finetune, mean_loss
     from fusionlib.zoo.l_lora import LinearizedClip
     from fusionlib.zoo.task import embedded_task
 
@@ -81,9 +81,10 @@ def _train(job: Job, events: TextIO) -> None:
 
     trained = finetune(backbone, tasks, heads, job.recipe, job.training_seed, snapshot, on_step)
     model: Any = trained.model
-    counts = {task.name: accuracy(model, backbone, task, head, "val") for task, head in zip(tasks, heads, strict=True)}
+    judge = mean_loss if backbone.preprocess.modality == "scene" else accuracy
+    judged = {task.name: judge(model, backbone, task, head, "val") for task, head in zip(tasks, heads, strict=True)}
     learnt = dict(zip(job.tasks, heads, strict=True)) if backbone.learns_heads else {}
-    facts: dict[str, Any] = {"train_seconds": round(trained.seconds, 2), "validation": counts}
+    facts: dict[str, Any] = {"train_seconds": round(trained.seconds, 2), "validation": judged}
     if isinstance(backbone, LinearizedClip):
         model, facts = backbone.as_peft(model), {**facts, "start_sha256": hash_tensors(backbone.state)}
     checkpoints.save(job, model, facts, learnt)
