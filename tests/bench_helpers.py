@@ -40,6 +40,10 @@ class FeaturesAsLogits(nn.Module):
 class ToyBackbone:
     name = "toy"
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return at(0.0)
+
     def build(self, state: dict[str, Tensor] | None = None) -> nn.Module:
         model = Threshold()
         model.load_state_dict(at(0.0) if state is None else state)
