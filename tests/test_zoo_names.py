@@ -30,6 +30,8 @@ def home(tmp_path, monkeypatch):
             ParameterError,
             "no recipe for 'l-lora'",
         ),
+        ({"tasks": "svhn"}, UnknownName, r"'svhn' is a single task.*write \['svhn'\]"),
+        ({"tasks": ["svhn", "svhn"]}, ParameterError, "listed more than once: svhn"),
         ({"tuning": "lra"}, ParameterError, "tuning='lra' is not a kind.*Did you mean 'lora'"),
         ({"seed": -1}, ParameterError, "seed=-1 must be an integer, 0 or greater"),
         ({"seed": True}, ParameterError, "seed=True must be"),

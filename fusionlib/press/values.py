@@ -66,18 +66,20 @@ def impossible(key: str, value: Any, root: Path) -> str | None:
 
 
 def _backbone(value: Any, root: Path) -> None:
+    from fusionlib.zoo.hub.table import families
     from fusionlib.zoo.names import EMBEDDED_BACKBONES
 
+    known = (*EMBEDDED_BACKBONES, *families())
     if not isinstance(value, str) or not value:
         raise FusionError(f"backbone={value!r} must be a string: a name in the zoo, a hub id, or a local folder.")
-    if value in EMBEDDED_BACKBONES or (root / Path(value).expanduser()).is_dir():
+    if value in known or (root / Path(value).expanduser()).is_dir():
         return
     if value[0] in "./~" or "\\" in value or value.count("/") > 1:
         raise FusionError(f"backbone={value!r} is written as a folder, and there is no folder of that name.")
     if value.count("/") != 1:
         raise FusionError(
             f"backbone={value!r} is no name in the zoo, no local folder, and no hub id (owner/name)."
-            f"{suggest(value, EMBEDDED_BACKBONES)}"
+            f"{suggest(value, known)}"
         )
 
 

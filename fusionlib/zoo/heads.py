@@ -54,9 +54,9 @@ def make_head(task: Task, backbone: ClipBackbone, given: GivenHead) -> CosineHea
     elif task.embedded and backbone.config.to_dict().get("logit_scale") is not None:
         weight = embedded_weight(task.name)
     elif backbone.text_tower is not None:
-        from fusionlib.zoo.text_tower import zero_shot_weight
+        from fusionlib.zoo.text_tower import kept_weight
 
-        weight = zero_shot_weight(backbone.text_tower(), task.prompts, task.templates)
+        weight = kept_weight(backbone.text_tower(), task.prompts, task.templates)
     else:
         raise ParameterError(
             f"there is no head for task {task.name!r}: it has no embedded head for {backbone.name!r}, which has no "

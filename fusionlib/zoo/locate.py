@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from fusionlib.core import CheckpointError, UnknownName, suggest
+from fusionlib.zoo.hub.table import families
 from fusionlib.zoo.names import EMBEDDED_BACKBONES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -34,7 +35,7 @@ def locate(name: str | PathLike[str], what: str) -> Path:
     if path.name == text and not text.startswith("."):
         raise UnknownName(
             f"the {what}, {text!r}, is not a name in the zoo, a local folder, or a hub id (owner/name)."
-            f"{suggest(text, EMBEDDED_BACKBONES)}"
+            f"{suggest(text, [*EMBEDDED_BACKBONES, *families()])}"
         )
     raise CheckpointError(f"the {what}, {text}, is not there: no such folder. Check the path.")
 

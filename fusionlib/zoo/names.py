@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fusionlib.core import ParameterError, UnknownName, suggest
+from fusionlib.zoo.hub import table
 
 SETS: dict[str, tuple[str, ...]] = {
     "tiny8": ("mnist", "fashion", "animals", "optdigits", "landsat", "letters", "textures", "synthdigits"),
@@ -25,22 +26,32 @@ TUNINGS = ("full", "lora", "l-lora", "none")
 def resolve_tasks(tasks: str | Iterable[str]) -> tuple[tuple[str, ...], str | None]:
     """Task names, in order, and the name of their set (None if they are no named set).
 
+    A name that an embedded task and a published one share means the embedded one.
+
     Raises:
-        UnknownName: a set or task of this name is not embedded.
+        UnknownName: no set or task of this name is embedded or published.
         ParameterError: no task, or one twice.
     """
     if isinstance(tasks, str):
-        if tasks in EMBEDDED_TASKS:
+        if tasks in EMBEDDED_TASKS or tasks in table.datasets():
             raise UnknownName(f"{tasks!r} is a single task, not a set of tasks: write [{tasks!r}].")
-        if tasks not in SETS:
-            raise UnknownName(f"no set of tasks is called {tasks!r}.{suggest(tasks, SETS)}")
-        return SETS[tasks], tasks
+        if tasks not in SETS and tasks not in table.sets():
+            raise UnknownName(f"no set of tasks is called {tasks!r}.{suggest(tasks, [*SETS, *table.sets()])}")
+        return (SETS[tasks], tasks) if tasks in SETS else table.resolve(tasks)
     names = tuple(tasks)
+    if published(names):
+        check_distinct(names)
+        return table.resolve(names)
     for name in names:
         if name not in EMBEDDED_TASKS:
-            raise UnknownName(f"no task is called {name!r}.{suggest(str(name), EMBEDDED_TASKS)}")
+            raise UnknownName(f"no task is called {name!r}.{suggest(str(name), [*EMBEDDED_TASKS, *table.datasets()])}")
     check_distinct(names)
     return names, next((key for key, members in SETS.items() if members == names), None)
+
+
+def published(names: tuple[str, ...]) -> bool:
+    """Whether these are names of published tasks rather than of embedded ones."""
+    return all(name in table.datasets() for name in names) and not all(name in EMBEDDED_TASKS for name in names)
 
 
 def check_distinct(names: tuple[str, ...]) -> None:

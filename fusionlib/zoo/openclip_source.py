@@ -106,7 +106,9 @@ def backbone(name: str | PathLike[str], source: Source) -> ClipBackbone:
         state={key: state[key] for key in wanted},
         preprocess=read_preprocess(source.preprocess, cast(int, config.image_size), source.where),
         logit_scale=scale,
-        text_tower=functools.partial(text_tower, source) if any("token_embedding" in key for key in whole) else None,
+        text_tower=functools.cache(functools.partial(text_tower, source))
+        if any("token_embedding" in key for key in whole)
+        else None,
     )
 
 

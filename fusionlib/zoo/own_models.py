@@ -11,6 +11,7 @@ from fusionlib.core import CheckpointError, ParameterError, StateDict
 from fusionlib.zoo import openclip, openclip_source
 from fusionlib.zoo.adapters import is_adapter, merge_adapter
 from fusionlib.zoo.backbone import Backbone, ClipBackbone
+from fusionlib.zoo.linearized_adapters import is_linearized, merge_linearized
 from fusionlib.zoo.locate import locate
 from fusionlib.zoo.openclip_source import CLIP_SCALE
 from fusionlib.zoo.own_preprocess import read_preprocess
@@ -55,7 +56,7 @@ def own_backbone(name: str | PathLike[str]) -> ClipBackbone:
         state={key: state[key].float() for key in wanted},
         preprocess=read_preprocess(folder, config),
         logit_scale=CLIP_SCALE if scale is None else float(scale),
-        text_tower=functools.partial(read_text_tower, folder) if kind == "clip" else None,
+        text_tower=functools.cache(functools.partial(read_text_tower, folder)) if kind == "clip" else None,
     )
 
 
@@ -92,6 +93,8 @@ def _own_state(base: Backbone, name: str | PathLike[str], what: str) -> StateDic
 
 
 def _of_transformers(base: Backbone, folder: Path) -> StateDict:
+    if is_linearized(folder):
+        return merge_linearized(base, folder)
     if is_adapter(folder):
         return merge_adapter(base, folder)
     state = _canonical(read_weights(folder))

@@ -16,6 +16,7 @@ from fusionlib.zoo.backbone import Backbone, ClipBackbone, GivenHead
 from fusionlib.zoo.checkpoints import Checkpoint
 from fusionlib.zoo.embedded import check_readable, embedded_backbone
 from fusionlib.zoo.files import hash_tensors
+from fusionlib.zoo.hub import loading
 from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.recipe import L_LORA
 from fusionlib.zoo.suite_types import Suite, SuiteSpec
@@ -38,15 +39,18 @@ def load_suite(
     multitask: bool | None = None,
     progress: bool = True,
 ) -> Suite:
-    """Load a pretrained model, its fine-tunes, their heads and data; the embedded suites are made at first use.
+    """Load a pretrained model, its fine-tunes, their heads and data.
+
+    The embedded suites are made at first use, the published ones fetched from the hub.
 
     Args:
-        backbone: "tiny-clip", "tiny-gpt2", a local folder, or a hub id, of a CLIP vision model with projection or a
-            full CLIP; or open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
-        tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7"), a list of task names, or own task ->
-            Parquet/imagefolder path.
-        tuning: "full", "lora", "l-lora" (adapters of the backbone linearised in them), or "none" (no fine-tunes:
-            data and heads alone).
+        backbone: "tiny-clip", "tiny-gpt2", a published one ("clip-vit-base-patch32", "gpt2", see ``data/hub.yaml``),
+            a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP; or open_clip's:
+            "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
+        tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7"; published "ta8", "tall20", "glue7"),
+            a list of task names, or own task -> Parquet/imagefolder path.
+        tuning: "full", "lora", "l-lora" (adapters of models that are linearised in them), or "none" (no
+            fine-tunes: data and heads alone).
         seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         checkpoints: task -> local folder, file or hub id of your own fine-tunes, full or PEFT adapters; one per task.
@@ -60,15 +64,21 @@ def load_suite(
     where = names.resolve_device(device)
     names.check_tuning(tuning)
     names.check_seed(seed)
-    chosen, tasks_name = _tasks(tasks)
-    ordered = tuple(task.name for task in chosen)
+    asked = loading.asked(backbone, tasks)
+    chosen, tasks_name = ((), asked.tasks_name) if asked.names else _tasks(tasks)
+    ordered = asked.names or tuple(task.name for task in chosen)
     for title, mapping in (("checkpoints", checkpoints), ("heads", heads)):
         for name in mapping or {}:
             if name not in ordered:
                 raise ParameterError(
                     f"{title} names {name!r}, which is not a task of the suite.{suggest(name, ordered)}"
                 )
-    base = _backbone(backbone, tuning)
+    published = None
+    if asked.names or asked.family:
+        wanted = tuning if asked.names and asked.family and checkpoints is None else "none"
+        published = loading.load(asked, wanted, progress=progress)
+        chosen = chosen or published.tasks
+    base = (published and published.base) or _backbone(backbone, tuning)
     _check_modality(base, chosen)
     given: dict[str, GivenHead] = {name: (heads or {}).get(name) for name in ordered}
     made = {} if base.learns_heads else {task.name: base.head(task, given[task.name]) for task in chosen}
@@ -89,6 +99,14 @@ def load_suite(
             raise ParameterError("multitask=True trains the embedded backbone jointly; with checkpoints= leave it out.")
         finetuned = _own(base, ordered, checkpoints)
         identities = [hash_tensors(state) for state in finetuned.values()]
+    elif published and published.finetuned:
+        if multitask:
+            raise ParameterError(
+                "multitask=True trains an embedded backbone jointly; of published suites, leave it out."
+            )
+        finetuned = published.finetuned
+        identities = [hash_tensors(state) for state in finetuned.values()]
+        given = {**published.heads, **{name: head for name, head in given.items() if head is not None}}
     elif base.name in names.EMBEDDED_BACKBONES and all(task.embedded for task in chosen):
         loaded, joint = _embedded(base, ordered, tuning, seed, multitask, progress)
         finetuned = {name: checkpoint.state for name, checkpoint in loaded.items()}

@@ -26,16 +26,18 @@ class Split:
     """Files of one split.
 
     Attributes:
-        builder: what reads them, "parquet" or "imagefolder".
+        builder: what reads them, "parquet", "imagefolder" or "webdataset".
         files: absolute paths.
         sha256: hash of the files' contents.
         rows: the rows that belong to this split, in order; None means all, in the files' order.
+        columns: (ours, name in the files) of the columns that are used; empty if the files have our names.
     """
 
     builder: str
     files: tuple[str, ...]
     sha256: str
     rows: tuple[int, ...] | None = field(default=None, repr=False)
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Task:
         """
         source = self.split(split)
         dataset = read_dataset(source.builder, source.files)
+        if source.columns:
+            dataset = dataset.select_columns([theirs for _, theirs in source.columns])
+            renamed = {theirs: ours for ours, theirs in source.columns if ours != theirs}
+            dataset = dataset.rename_columns(renamed) if renamed else dataset
         return dataset if source.rows is None else dataset.select(source.rows)
 
     def num_examples(self, split: str) -> int:
@@ -95,12 +101,13 @@ def read_dataset(builder: str, files: tuple[str, ...]) -> Dataset:
     """Local files as a dataset; nothing is asked of the network.
 
     Args:
-        builder: "parquet" (its Arrow copy lives under ``home()/cache``), or "imagefolder", whose labels are the
-            names of the pictures' folders, sorted.
+        builder: "parquet" or "webdataset" (tar files), whose Arrow copies live under ``home()/cache``; or
+            "imagefolder", whose labels are the names of the pictures' folders, sorted.
         files: absolute paths.
     """
     from datasets import ClassLabel, Dataset, Features, Image
     from datasets.packaged_modules.parquet.parquet import Parquet
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
     if builder == "imagefolder":
         folders = [Path(file).parent.name for file in files]
@@ -108,7 +115,8 @@ def read_dataset(builder: str, files: tuple[str, ...]) -> Dataset:
         return Dataset.from_dict({"image": list(files), "label": folders}, features=features)
     # what load_dataset("parquet") reads with; load_dataset itself would report to the hub that it was called
     patterns: Any = {"data": [glob.escape(file) for file in files]}
-    reader = Parquet(cache_dir=str(home() / "cache" / "datasets"), data_files=patterns, hash="local")
+    kind = {"parquet": Parquet, "webdataset": WebDataset}[builder]
+    reader = kind(cache_dir=str(home() / "cache" / "datasets"), data_files=patterns, hash="local")
     with _quiet():
         reader.download_and_prepare()
         return cast("Dataset", reader.as_dataset(split="data"))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, StateDict
+from fusionlib.zoo.files import hash_tensors, home, write_atomically
 from fusionlib.zoo.weights import check_keys, read_config, read_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
 
 
-class TextTower(NamedTuple):
+_BATCH = 256  # prompts that are read together
+_FORMAT = 1  # raised when the same tower and prompts give other vectors
+
+
+@dataclass(frozen=True)
+class TextTower:
     """A text encoder and its tokenizer.
 
     Attributes:
@@ -25,10 +34,36 @@ class TextTower(NamedTuple):
     """
 
     model: nn.Module
-    tokenize: Callable[[list[str]], Mapping[str, Any]]
+    tokenize: Callable[[list[str]], Mapping[str, Tensor]]
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of the weights."""
+        return hash_tensors(self.model.state_dict())
 
 
-@torch.inference_mode()
+def kept_weight(tower: TextTower, prompts: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """What ``zero_shot_weight`` gives, computed once for this content and kept under ``home()/cache/heads``.
+
+    The text tower of a published CLIP reads thousands of prompts for a suite, which takes minutes without a GPU.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    tokens = tower.tokenize(_texts(prompts, templates))
+    described = {"ids": tokens["input_ids"], "sizes": torch.tensor([_FORMAT, len(prompts), len(templates)])}
+    digest = hashlib.sha256(f"{tower.identity} {hash_tensors(described)}".encode()).hexdigest()
+    path = home() / "cache" / "heads" / f"{digest[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)["weight"]
+        except (SafetensorError, KeyError) as error:
+            raise CheckpointError(f"the kept head {path} can't be read ({error}). Delete the file.") from error
+    weight = _weight(tower, tokens, len(prompts))
+    write_atomically(path, lambda temporary: save_file({"weight": weight}, temporary))
+    return weight
+
+
 def zero_shot_weight(tower: TextTower, prompts: Sequence[str], templates: Sequence[str]) -> Tensor:
     """One vector per class: its prompts' embeddings normalised, averaged and normalised again.
 
@@ -38,12 +73,22 @@ def zero_shot_weight(tower: TextTower, prompts: Sequence[str], templates: Sequen
 
     Returns: float32 (classes, dim), rows of length 1.
     """
-    rows = []
-    for prompt in prompts:
-        tokens = tower.tokenize([template.format(prompt) for template in templates])
-        each = nn.functional.normalize(tower.model(**tokens).text_embeds, dim=-1)
-        rows.append(nn.functional.normalize(each.mean(dim=0), dim=-1))
-    return torch.stack(rows).clone()
+    return _weight(tower, tower.tokenize(_texts(prompts, templates)), len(prompts))
+
+
+@torch.inference_mode()
+def _weight(tower: TextTower, tokens: Mapping[str, Tensor], classes: int) -> Tensor:
+    embedded = []
+    for start in range(0, len(tokens["input_ids"]), _BATCH):
+        batch = {name: values[start : start + _BATCH] for name, values in tokens.items()}
+        embedded.append(nn.functional.normalize(tower.model(**batch).text_embeds, dim=-1))
+    each = torch.cat(embedded).unflatten(0, (classes, -1))
+    return nn.functional.normalize(each.mean(dim=1), dim=-1).clone()
+
+
+def _texts(prompts: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """All templates of the first class, then of the next."""
+    return [template.format(prompt) for prompt in prompts for template in templates]
 
 
 def read_text_tower(folder: Path) -> TextTower:

@@ -1,0 +1,56 @@
+"""Asking the hub again after a failure that may pass: a sentence and a pause before every further attempt."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds
+_PASSING = (408, 429, 500, 502, 503, 504)
+
+
+def patiently(call: Callable[[], T], what: str) -> T:
+    """The result of ``call``, tried again after server errors, timeouts and broken connections.
+
+    Args:
+        call: asks the hub; it must be safe to call again. A download goes on where it was broken off.
+        what: named in the sentences, which go to standard error.
+
+    Raises: whatever ``call`` raises at the last attempt, or at once where no further attempt can help.
+    """
+    for attempt, pause in enumerate(PAUSES, start=2):
+        try:
+            return call()
+        except Exception as error:
+            reason = _passing(error)
+            if reason is None:
+                raise
+        print(f"{what}: {reason}; attempt {attempt} of {len(PAUSES) + 1} in {pause:g} s.", file=sys.stderr)
+        time.sleep(pause)
+    return call()
+
+
+def _passing(error: BaseException) -> str | None:
+    """Why a further attempt may succeed, None if it will not."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for each in _chain(error):
+        if isinstance(each, HfHubHTTPError):
+            status = each.response.status_code
+            return f"the hub answered {status}" if status in _PASSING else None
+        # by name, as the hub's client has changed the library under it before
+        if any(kind.__name__ == "TransportError" for kind in type(each).__mro__):
+            return f"the connection failed ({type(each).__name__})"
+        if isinstance(each, OSError) and "Consistency check failed" in str(each):
+            return "a file came incomplete"
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,93 @@
+"""Every published suite, from the ids of the table to a record, through a stand-in hub with miniature checkpoints."""
+
+import hashlib
+
+import huggingface_hub
+import pytest
+import torch
+from hub_miniatures import clip, clip_targets, clip_vision, image_data, l_lora, lora
+from hub_standin import Hub, serve
+from huggingface_hub import constants
+
+import fusionlib as fl
+from fusionlib.zoo.hub import retrying, table
+
+STYLES = ("prefixed", "bare", "shards", "bin")
+CLIP = [name for name, family in table.families().items() if family.kind == "clip"]
+METHODS = ("task_arithmetic", "ties_merging")
+
+
+def seed_of(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
+
+
+def publish(hub: Hub) -> None:
+    """Fill the hub with a miniature of every repository in the table."""
+    for name in table.sets()["tall20"]:
+        hub.repos["dataset", table.datasets()[name].id] = image_data(name)
+    for family in map(table.families().get, CLIP):
+        hub.repos["model", family.pretrained] = clip(seed_of(family.name))
+        for tuning, (tasks, _) in family.tunings.items():
+            for index, task in enumerate(tasks):
+                repo = family.finetuned(task, tuning)
+                if tuning == "full":
+                    made = clip_vision(seed_of(repo), STYLES[index % len(STYLES)])
+                elif tuning == "lora":
+                    made = lora(clip_targets(), seed_of(repo), family.pretrained)
+                else:
+                    made = l_lora(seed_of(repo), family.pretrained)
+                hub.repos["model", repo] = made
+
+
+@pytest.fixture(scope="session")
+def hub():
+    hub = Hub()
+    publish(hub)
+    with serve(hub):
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def online(hub, tmp_path_factory):
+    """The hub's client is made to talk to the stand-in, with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSIONLIB_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(retrying, "PAUSES", (0.0, 0.0))
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()
+
+
+SUITES = [
+    ("clip-vit-base-patch32", "tall20", "full"),
+    ("clip-vit-base-patch16", "ta8", "full"),
+    ("clip-vit-base-patch16", "ta8", "lora"),
+    ("clip-vit-base-patch16", "ta8", "l-lora"),
+    ("clip-vit-large-patch14", "ta8", "full"),
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(online):
+    """Every suite once."""
+    return {asked: fl.load_suite(*asked[:2], tuning=asked[2], device="cpu", progress=False) for asked in SUITES}
+
+
+@pytest.mark.parametrize("asked", SUITES, ids="/".join)
+def test_loads_fuses_and_evaluates(loaded, asked):
+    suite = loaded[asked]
+    assert list(suite.finetuned) == list(table.sets()[asked[1]]) == [task.name for task in suite.tasks]
+    assert suite.spec.backbone == asked[0] and suite.spec.tasks_name == asked[1]
+    for method in METHODS:
+        model = fl.fuse(method, suite)
+        counts = fl.evaluate(model, suite)
+        assert list(counts) == list(suite.finetuned)
+        assert all(0 <= right <= total == 6 for right, total in counts.values())
+    changed = [
+        not torch.equal(suite.pretrained[key], state[key]) for state in suite.finetuned.values() for key in state
+    ]
+    assert sum(changed) >= len(suite.finetuned)
