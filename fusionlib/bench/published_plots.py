@@ -89,3 +89,29 @@ def pruning(curves: Mapping[str, Mapping[float, float]]) -> Figure:
     ax.set(xlabel="numbers kept of each task vector (%)", ylabel="average accuracy (%)")
     ax.legend()
     return fig
+
+
+def room(panels: Mapping[str, Mapping[str, Scores]]) -> Figure:
+    """Per task the way from one line of scores to another, and where the lines between them stand on it.
+
+    Args:
+        panels: title -> line -> task -> score in percent. The first line of a panel is the floor, the last the
+            ceiling; those between them get a marker each. All panels have the same lines.
+    """
+    most = max(len(next(iter(lines.values()))) for lines in panels.values())
+    fig, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.9 + 0.32 * most), squeeze=False)
+    for ax, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        (floor, low), *between, (ceiling, high) = lines.items()
+        tasks = list(low)
+        at = range(len(tasks))
+        ax.hlines(at, [low[t] for t in tasks], [high[t] for t in tasks], color=GREY, lw=1.2, zorder=1)
+        for name, scores in ((floor, low), (ceiling, high)):
+            ax.plot([scores[t] for t in tasks], at, "|", color=GREY, ms=11, mew=2, label=name)
+        for index, (name, scores) in enumerate(between):
+            ax.plot([scores[t] for t in tasks], at, "osD^"[index], ms=6, label=name)
+        ax.set(title=title, xlabel="accuracy (%)", yticks=at, yticklabels=tasks)
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return fig
