@@ -228,3 +228,20 @@ def test_rank_correlation_by_hand():
     assert published.rank_correlation(one, {**one, "b": 1.0}) == pytest.approx(4.5 / (5 * 4.5) ** 0.5)
     with pytest.raises(ParameterError, match="two different values are needed"):
         published.rank_correlation(one, {"a": 1.0, "b": 1.0})
+
+
+def test_room_draws_every_line_of_every_panel():
+    floor, middle, top = {"x": 10.0, "y": 20.0}, {"x": 15.0, "y": 18.0}, {"x": 30.0, "y": 40.0}
+    one = {"floor": floor, "merged": middle, "ceiling": top}
+    figure = published_plots.room({"theirs": one, "ours": {**one, "merged": {"x": 12.0, "y": 12.0}}})
+    drawn = [[list(line.get_xdata()) for line in ax.lines] for ax in figure.axes]
+    assert drawn == [[[10, 20], [15, 18], [30, 40]], [[10, 20], [12, 12], [30, 40]]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["floor", "merged", "ceiling"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["openai/clip-vit-base-patch32", "clip-vit-base-patch32"])
+def test_a_record_counts_under_the_hub_id_and_under_the_name_of_the_family(name):
+    ours = record(backbone=name)
+    assert reproduced(line("Task Arithmetic"), [ours]) is ours
+    assert reproduced(line("Task Arithmetic"), [record(backbone=f"/data/{name}")]) is None

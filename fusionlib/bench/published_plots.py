@@ -96,7 +96,7 @@ def room(panels: Mapping[str, Mapping[str, Scores]]) -> Figure:
 
     Args:
         panels: title -> line -> task -> score in percent. The first line of a panel is the floor, the last the
-            ceiling; those between them get a marker each. All panels have the same lines.
+            ceiling; those between them, three at most, get a marker each. All panels have the same lines.
     """
     most = max(len(next(iter(lines.values()))) for lines in panels.values())
     fig, axes = plt.subplots(1, len(panels), figsize=(9.4, 0.9 + 0.32 * most), squeeze=False)
@@ -105,10 +105,10 @@ def room(panels: Mapping[str, Mapping[str, Scores]]) -> Figure:
         tasks = list(low)
         at = range(len(tasks))
         ax.hlines(at, [low[t] for t in tasks], [high[t] for t in tasks], color=GREY, lw=1.2, zorder=1)
-        for name, scores in ((floor, low), (ceiling, high)):
-            ax.plot([scores[t] for t in tasks], at, "|", color=GREY, ms=11, mew=2, label=name)
+        ax.plot([low[t] for t in tasks], at, "|", color=GREY, ms=11, mew=2, label=floor)
         for index, (name, scores) in enumerate(between):
-            ax.plot([scores[t] for t in tasks], at, "osD^"[index], ms=6, label=name)
+            ax.plot([scores[t] for t in tasks], at, "os^"[index], ms=6, label=name)
+        ax.plot([high[t] for t in tasks], at, "D", color=GREY, mfc="none", ms=6, mew=1.6, label=ceiling)
         ax.set(title=title, xlabel="accuracy (%)", yticks=at, yticklabels=tasks)
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)

@@ -18,6 +18,8 @@ def reproduced(entry: published.Entry, records: Iterable[Record]) -> Record | No
     facts, known = published.suite_facts(entry.suite), published.known_methods().get(entry.method)
     if known is None or "backbone" not in facts:
         return None
+    # the same models under their hub id and under the name that load_suite has for the family
+    named = {facts["backbone"], facts["backbone"].rpartition("/")[2]}
     asked = dict(known.get("hyperparameters", {}))
     if "lambda" in known and "lambda=" in entry.setting:
         asked[known["lambda"]] = published.number(entry, "lambda")
@@ -26,7 +28,8 @@ def reproduced(entry: published.Entry, records: Iterable[Record]) -> Record | No
         record
         for record in records
         if record.method == known["card"]
-        and (record.backbone, record.tuning) == (facts["backbone"], facts["tuning"])
+        and record.backbone in named
+        and record.tuning == facts["tuning"]
         and (record.split, record.limit) == ("test", None)
         and {_plain(task) for task in record.tasks} == tasks
         and all(record.hyperparameters.get(name) == value for name, value in asked.items())
