@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fusionlib.core import ParameterError
-from fusionlib.ops.joint import join, predict_jointly
+from fusionlib.ops.joint import join, joinable, predict_jointly
 from fusionlib.ops.modules import predict
 
 SHORT = {"input_ids": torch.tensor([[3, 4]]), "attention_mask": torch.tensor([[1, 1]])}
@@ -47,7 +47,26 @@ def test_every_part_is_scored_under_its_own_head():
     assert torch.equal(first, predict(Sum(), last, SHORT)) and torch.equal(second, predict(Sum(), last_negated, LONG))
 
 
-@pytest.mark.parametrize("batches", [[], [SHORT, {"pixel_values": torch.zeros(1, 3, 2, 2)}]])
+def beside(batch, answers):
+    """As a text-to-text model reads it: with a mask over the answers, of another size for every task."""
+    return {**batch, "mask": torch.zeros(len(batch["input_ids"]), 1, answers, answers)}
+
+
+class SumBeside(Sum):
+    def forward(self, input_ids, attention_mask, mask):
+        return super().forward(input_ids, attention_mask) + mask.shape[-1]
+
+
+@pytest.mark.parametrize(
+    "batches", [[], [SHORT, {"pixel_values": torch.zeros(1, 3, 2, 2)}], [beside(SHORT, 2), beside(LONG, 3)]]
+)
 def test_what_does_not_fit_is_refused(batches):
-    with pytest.raises(ParameterError, match="hold"):
+    assert not joinable(batches)
+    with pytest.raises(ParameterError, match="one after the other"):
         join(batches)
+
+
+def test_what_cannot_be_joined_is_predicted_one_after_the_other():
+    first, second = predict_jointly(SumBeside(), [last, last_negated], [beside(SHORT, 2), beside(LONG, 3)])
+    assert first.tolist() == [[9.0, 16.0]]
+    assert second.tolist() == [[-21.0, -39.0], [-20.0, -37.0]]

@@ -8,7 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import ParameterError
-from fusionlib.ops.modules import Batch, Head, output_tensor
+from fusionlib.ops.modules import Batch, Head, output_tensor, predict
+
+
+def joinable(batches: Sequence[Batch]) -> bool:
+    """Whether the batches hold the same things, and these differ in size only where they can be filled up.
+
+    That is so for pictures of one size and for texts; not where a mask says who may look at whom, (B, 1, N, N).
+    """
+    if not batches or any(batch.keys() != batches[0].keys() for batch in batches):
+        return False
+    return all(
+        value.ndim == first.ndim and (value.ndim == 2 or value.shape[1:] == first.shape[1:])
+        for batch in batches
+        for value, first in ((batch[name], batches[0][name]) for name in batches[0])
+    )
 
 
 def join(batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -16,11 +30,14 @@ def join(batches: Sequence[Batch]) -> dict[str, Tensor]:
 
     Two-dimensional are token ids and masks, (B, L). Where a text was filled up the mask is 0, and no id matters.
 
-    Raises: ParameterError, for no batches, or batches that hold different things.
+    Raises: ParameterError, if they are not :func:`joinable`.
     """
-    if not batches or any(batch.keys() != batches[0].keys() for batch in batches):
-        held = "; ".join(", ".join(batch) for batch in batches) or "none"
-        raise ParameterError(f"batches are joined that hold the same things, and these hold {held}. Leave some out.")
+    if not joinable(batches):
+        held = "; ".join(", ".join(f"{k} {tuple(v.shape)}" for k, v in batch.items()) for batch in batches) or "none"
+        raise ParameterError(
+            f"one batch can be made of batches of the same names and sizes, except for the length of texts; given: "
+            f"{held}. Use one after the other."
+        )
     joined = {}
     for name in batches[0]:
         values = [batch[name] for batch in batches]
@@ -32,15 +49,16 @@ def join(batches: Sequence[Batch]) -> dict[str, Tensor]:
 
 
 def predict_jointly(model: nn.Module, heads: Sequence[Head], batches: Sequence[Batch]) -> list[Tensor]:
-    """Logits (B, classes) of every batch under its own head, from one pass of the model through all of them.
+    """Logits (B, classes) of every batch under its own head, from one pass of the model where they can be joined.
 
     For small batches that is quicker than a pass for each: what a pass costs besides arithmetic is paid once.
 
     Args:
         model: a backbone; of an ensemble call ``predict`` for each batch.
         heads, batches: one of each per task.
-    Raises: ParameterError, as ``join``.
     """
+    if not joinable(batches):
+        return [predict(model, head, batch) for head, batch in zip(heads, batches, strict=True)]
     joined = join(batches)
     features = output_tensor(model(**joined))
     logits, start = [], 0
