@@ -1,5 +1,6 @@
 """Miniature checkpoints and data sets with random content, under the file names and keys of the published ones."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -199,3 +200,58 @@ def _tar(encoded: list[bytes], labels: list[int]) -> bytes:
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def byte_tokenizer(end: str) -> bytes:
+    """A tokenizer in which every byte is a token, as GPT-2's is before its merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({sign: index for index, sign in enumerate([*alphabet, end])}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([end])
+    return made.to_str().encode()
+
+
+GPT2 = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 48, "vocab_size": 257, "pad_token_id": 256}
+
+
+def gpt2(seed: int, labels: int | None = None) -> dict[str, bytes]:
+    """GPT-2 with its tokenizer and the masks of older files; with ``labels``, a fine-tuned classifier."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model
+
+    config = GPT2Config(**GPT2, bos_token_id=256, eos_token_id=256, num_labels=labels or 2)
+    torch.manual_seed(seed)
+    model = GPT2ForSequenceClassification(config) if labels else GPT2Model(config)
+    state = dict(model.state_dict())
+    if labels:
+        return {"config.json": as_json(**config.to_dict()), **weights(state, "bin" if labels == 3 else "one")}
+    state |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 48, 48) for layer in range(2)}
+    named = {"tokenizer.json": byte_tokenizer("<|endoftext|>"), "onnx/decoder_model.onnx": b"not needed"}
+    return {"config.json": as_json(**config.to_dict()), **named, **weights(state, "one")}
+
+
+def glue() -> dict[str, bytes]:
+    """All configurations of GLUE that are used, in one repository."""
+    made, header = {}, ""
+    for name in table.sets()["glue8"]:
+        data = table.datasets()[name]
+        generator = torch.Generator().manual_seed(seed_of(name))
+        label = ClassLabel(names=list(data.classes)) if data.classes else Value("float32")
+        for split, count in (("train", TRAIN), (data.test, TEST), ("test", 2)):
+            columns: dict = {"idx": list(range(count))}
+            for (its,) in (names for ours, names in data.columns.items() if ours != "label"):
+                lengths = torch.randint(3, 60, (count,), generator=generator).tolist()
+                columns[its] = ["".join(chr(97 + (7 * n + i * i) % 26) for i in range(n)) for n in lengths]
+            drawn = torch.randint(max(len(data.classes), 5), (count,), generator=generator).tolist()
+            columns["label"] = [each % len(data.classes) for each in drawn] if data.classes else [d + 0.25 for d in drawn]
+            kinds = {its: label if its == "label" else Value("int32" if its == "idx" else "string") for its in columns}
+            made[f"{name}/{split}-00000-of-00001.parquet"] = parquet(columns, Features(kinds))
+        paths = "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", data.test, "test"))
+        header += f"- config_name: {name}\n  data_files:\n{paths}"
+    return {"README.md": f"---\nconfigs:\n{header}---\n# GLUE".encode(), **made}
+
+
+def seed_of(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)

@@ -1,11 +1,11 @@
 """Every published suite, from the ids of the table to a record, through a stand-in hub with miniature checkpoints."""
 
-import hashlib
+import functools
 
 import huggingface_hub
 import pytest
 import torch
-from hub_miniatures import clip, clip_targets, clip_vision, image_data, l_lora, lora
+from hub_miniatures import clip, clip_targets, clip_vision, glue, gpt2, image_data, l_lora, lora, seed_of
 from hub_standin import Hub, serve
 from huggingface_hub import constants
 
@@ -17,14 +17,15 @@ CLIP = [name for name, family in table.families().items() if family.kind == "cli
 METHODS = ("task_arithmetic", "ties_merging")
 
 
-def seed_of(name: str) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
-
-
 def publish(hub: Hub) -> None:
     """Fill the hub with a miniature of every repository in the table."""
     for name in table.sets()["tall20"]:
         hub.repos["dataset", table.datasets()[name].id] = image_data(name)
+    hub.repos["dataset", "glue"] = glue()
+    hub.repos["model", "gpt2"] = gpt2(0)
+    for task in table.sets()["glue7"]:
+        labels = len(table.datasets()[task].classes)
+        hub.repos["model", table.families()["gpt2"].finetuned(task, "full")] = gpt2(seed_of(task), labels)
     for family in map(table.families().get, CLIP):
         hub.repos["model", family.pretrained] = clip(seed_of(family.name))
         for tuning, (tasks, _) in family.tunings.items():
@@ -68,18 +69,19 @@ SUITES = [
     ("clip-vit-base-patch16", "ta8", "lora"),
     ("clip-vit-base-patch16", "ta8", "l-lora"),
     ("clip-vit-large-patch14", "ta8", "full"),
+    ("gpt2", "glue7", "full"),
 ]
 
 
 @pytest.fixture(scope="module")
-def loaded(online):
-    """Every suite once."""
-    return {asked: fl.load_suite(*asked[:2], tuning=asked[2], device="cpu", progress=False) for asked in SUITES}
+def load(online):
+    """Loads a suite, each once."""
+    return functools.cache(lambda *asked: fl.load_suite(*asked[:2], tuning=asked[2], device="cpu", progress=False))
 
 
 @pytest.mark.parametrize("asked", SUITES, ids="/".join)
-def test_loads_fuses_and_evaluates(loaded, asked):
-    suite = loaded[asked]
+def test_loads_fuses_and_evaluates(load, asked):
+    suite = load(*asked)
     assert list(suite.finetuned) == list(table.sets()[asked[1]]) == [task.name for task in suite.tasks]
     assert suite.spec.backbone == asked[0] and suite.spec.tasks_name == asked[1]
     for method in METHODS:
@@ -91,3 +93,26 @@ def test_loads_fuses_and_evaluates(loaded, asked):
         not torch.equal(suite.pretrained[key], state[key]) for state in suite.finetuned.values() for key in state
     ]
     assert sum(changed) >= len(suite.finetuned)
+
+
+def test_gpt2_answers_as_transformers_does(load, hub, tmp_path):
+    from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
+
+    suite = load("gpt2", "glue7", "full")
+    for name, content in {**hub.repos["model", "gpt2"], **hub.repos["model", "tanganke/gpt2_mnli"]}.items():
+        if "/" not in name and name != "model.safetensors":
+            (tmp_path / name).write_bytes(content)
+    theirs = GPT2ForSequenceClassification.from_pretrained(tmp_path).eval()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="<|endoftext|>", model_max_length=48
+    )
+    rows = suite.task("mnli").dataset("test")
+    words = tokenizer(rows["text_a"][:], rows["text_b"][:], padding=True, truncation=True, return_tensors="pt")
+    words.pop("token_type_ids", None)
+    with torch.inference_mode():
+        wanted = theirs(**words).logits
+        (batch, labels), = suite.batches("mnli", "test")
+        ours = suite.heads["mnli"](suite.model(suite.finetuned["mnli"])(**batch).last_hidden_state, batch)
+    assert labels.tolist() == rows["label"][:]
+    assert (batch["input_ids"].shape[1] == 48) and len(batch["input_ids"]) == 6
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)

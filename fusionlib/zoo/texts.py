@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,9 +49,16 @@ class Tokens:
         source = task.split(split)
         return _tokens(self, task, split, source.sha256, source.rows)
 
+    def read(self, task: Task, columns: Mapping[str, list[str]]) -> list[Tensor]:
+        """Tokens of every example of a split, given by its columns."""
+        return self.encode(
+            columns.get("text")
+            or [f"{one}{_SEPARATOR}{other}" for one, other in zip(columns["text_a"], columns["text_b"], strict=True)]
+        )
+
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Tokens of any texts."""
-        encodings = _tokenizer(self.path).encode_batch(list(texts), add_special_tokens=False)
+        encodings = read_tokenizer(self.path).encode_batch(list(texts), add_special_tokens=False)
         return [torch.tensor([*encoding.ids[: self.longest - 1], self.end]) for encoding in encodings]
 
     def collate(self, rows: Sequence[Tensor]) -> Batch:
@@ -106,7 +113,8 @@ def _epoch(lengths: tuple[int, ...], size: int, seed: int, epoch: int) -> list[l
 
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file of ``tokenizers``; CheckpointError if it is missing."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
@@ -118,12 +126,9 @@ _kept: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
 
 
 def _tokens(tokens: Tokens, task: Task, split: str, *content: Any) -> tuple[list[Tensor], Tensor]:
-    key = (tokens, *content)
+    key = (type(tokens), tokens, task.name, *content)
     if key not in _kept:
         columns = task.dataset(split).to_dict()
         assert isinstance(columns, dict)
-        texts = columns.get("text") or [
-            f"{first}{_SEPARATOR}{second}" for first, second in zip(columns["text_a"], columns["text_b"], strict=True)
-        ]
-        _kept[key] = tokens.encode(texts), torch.tensor(columns["label"], dtype=torch.int64)
+        _kept[key] = tokens.read(task, columns), torch.tensor(columns["label"], dtype=torch.int64)
     return _kept[key]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -19,6 +19,10 @@ from fusionlib.zoo.hub.repos import Repo
 from fusionlib.zoo.hub.table import Family, datasets, families, resolve, sets
 from fusionlib.zoo.hub.tasks import hub_task
 from fusionlib.zoo.task import Task
+
+
+# backbone, task -> weights, task -> weight of its head
+Read: TypeAlias = tuple[Backbone, dict[str, StateDict], dict[str, Tensor]]
 
 
 class Asked(NamedTuple):
@@ -100,11 +104,17 @@ def _command(asked: Asked, tuning: str) -> str:
     return "fusionlib fetch " + " ".join(f"-p {key} {shlex.quote(value)}" for key, value in given.items() if value)
 
 
-def _clip(pretrained: Path, models: Mapping[str, Path]) -> tuple[Backbone, dict[str, StateDict], dict[str, Tensor]]:
+def _clip(pretrained: Path, models: Mapping[str, Path]) -> Read:
     from fusionlib.zoo.own_models import own_backbone, own_finetuned
 
     base = own_backbone(pretrained)
     return base, own_finetuned(base, tuple(models), models), {}
 
 
-_READERS = {"clip": _clip}
+def _gpt2(pretrained: Path, models: Mapping[str, Path]) -> Read:
+    from fusionlib.zoo.hub.gpt2 import read
+
+    return read(pretrained, models)
+
+
+_READERS: dict[str, Callable[[Path, Mapping[str, Path]], Read]] = {"clip": _clip, "gpt2": _gpt2}
