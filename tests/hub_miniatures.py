@@ -245,7 +245,9 @@ def glue() -> dict[str, bytes]:
                 lengths = torch.randint(3, 60, (count,), generator=generator).tolist()
                 columns[its] = ["".join(chr(97 + (7 * n + i * i) % 26) for i in range(n)) for n in lengths]
             drawn = torch.randint(max(len(data.classes), 5), (count,), generator=generator).tolist()
-            columns["label"] = [each % len(data.classes) for each in drawn] if data.classes else [d + 0.25 for d in drawn]
+            columns["label"] = (
+                [each % len(data.classes) for each in drawn] if data.classes else [d + 0.25 for d in drawn]
+            )
             kinds = {its: label if its == "label" else Value("int32" if its == "idx" else "string") for its in columns}
             made[f"{name}/{split}-00000-of-00001.parquet"] = parquet(columns, Features(kinds))
         paths = "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", data.test, "test"))

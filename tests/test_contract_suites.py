@@ -111,7 +111,7 @@ def test_gpt2_answers_as_transformers_does(load, hub, tmp_path):
     words.pop("token_type_ids", None)
     with torch.inference_mode():
         wanted = theirs(**words).logits
-        (batch, labels), = suite.batches("mnli", "test")
+        ((batch, labels),) = suite.batches("mnli", "test")
         ours = suite.heads["mnli"](suite.model(suite.finetuned["mnli"])(**batch).last_hidden_state, batch)
     assert labels.tolist() == rows["label"][:]
     assert (batch["input_ids"].shape[1] == 48) and len(batch["input_ids"]) == 6

@@ -126,3 +126,28 @@ def prepare(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> 
     files.check(read, [], read_all(found), found.root)
     grid.prepare([configuration.values for configuration in read])
     click.echo(f"Fine-tunes are ready for: {', '.join(configuration.name for configuration in read)}.")
+
+
+@group.command(cls=_Greedy)
+@click.option("--params", multiple=True, metavar="X.yaml ...", help="Configurations: files, or names in params/.")
+@click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Set or change a parameter.")
+def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> None:
+    """Download what configurations need of the hub: sizes first, resumed where it stopped, checksums compared."""
+    from fusionlib.core import ParameterError
+    from fusionlib.press import params as files
+    from fusionlib.press import project
+    from fusionlib.zoo.hub.fetching import fetch, needed_by
+
+    if not params and not overrides:
+        raise ParameterError(
+            "nothing was named: fusionlib fetch --params hub-clip-b32, or -p backbone gpt2 -p tasks glue7."
+        )
+    if params:
+        read = [files.read(path) for path in files.locate(params, project.find())]
+    else:
+        read = [files.Configuration("", "-p", {}, {})]  # works outside a checkout, too
+    needed = needed_by(files.override(configuration, overrides).values for configuration in read)
+    if not needed:
+        click.echo("Nothing to download: these configurations need nothing of the hub.")
+        return
+    fetch(needed, click.echo)

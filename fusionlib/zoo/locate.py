@@ -7,17 +7,20 @@ from os import PathLike
 from pathlib import Path
 
 from fusionlib.core import CheckpointError, UnknownName, suggest
+from fusionlib.zoo.hub import repos
+from fusionlib.zoo.hub.repos import WEIGHTS, Repo
+from fusionlib.zoo.hub.retrying import reason_of
 from fusionlib.zoo.hub.table import families
 from fusionlib.zoo.names import EMBEDDED_BACKBONES
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
 def locate(name: str | PathLike[str], what: str) -> Path:
     """The folder of a checkpoint.
 
     Args:
-        name: a local folder or a hub id, ``owner/name``; a folder that exists wins.
+        name: a local folder or a hub id, ``owner/name`` or ``owner/name@revision``; a folder that exists wins.
         what: "backbone" or "checkpoint of task ...", for messages.
 
     Raises:
@@ -40,24 +43,21 @@ def locate(name: str | PathLike[str], what: str) -> Path:
     raise CheckpointError(f"the {what}, {text}, is not there: no such folder. Check the path.")
 
 
-def fetch(name: str, what: str, weights: tuple[str, str] = ("*.safetensors", "*.bin")) -> Path:
+def fetch(name: str, what: str, weights: tuple[str, str] = WEIGHTS) -> Path:
     """The local copy of a hub repository, fetched if need be: its configs, and safetensors rather than ``.bin``.
 
     Args:
+        name: "owner/name"; "@revision" may follow.
         weights: patterns of the files of weights: those wanted, and those to take where there are none.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    repo = Repo(name, weights=weights)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", weights[0]]))
-        if not list(folder.glob(weights[0])):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", weights[1]]))
+        return repos.cached(repo) or repos.download(repo)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"the {what}, {name!r}, is neither a local folder nor a hub repository that can be fetched now ({reason}) "
-            f"Check the spelling; without a network, run `hf download {name}` once where there is one (and unset "
-            "HF_HUB_OFFLINE there), or copy the repository and give its folder."
+            f"the {what}, {name!r}, is neither a local folder nor a hub repository that can be fetched now "
+            f"({reason_of(error)}) Check the spelling; without a network, run `hf download {repo.name}` once where "
+            "there is one (and unset HF_HUB_OFFLINE there), or copy the repository and give its folder."
         ) from error
-    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -63,7 +64,7 @@ def find_folder(name: str | PathLike[str], what: str) -> Path | None:
     """The folder of an open_clip model, fetched from the hub if need be; None if it is something else."""
     text = str(name)
     if text.startswith(_HUB):
-        return fetch(text.removeprefix(_HUB), what, WEIGHTS)
+        return fetch(text.removeprefix(_HUB), what, (re.escape(WEIGHTS[0]), re.escape(WEIGHTS[1])))
     if text.startswith(_FOLDER):
         return locate(Path(text.removeprefix(_FOLDER)), what)
     folder = locate(name, what)

@@ -91,5 +91,7 @@ def _trunk(state: StateDict) -> StateDict:
 
 def _there(path: Path) -> Path:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing. Save the tokenizer there: AutoTokenizer(...).save_pretrained(folder).")
+        raise CheckpointError(
+            f"{path} is missing. Save the tokenizer there: AutoTokenizer(...).save_pretrained(folder)."
+        )
     return path

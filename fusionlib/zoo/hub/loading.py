@@ -20,7 +20,6 @@ from fusionlib.zoo.hub.table import Family, datasets, families, resolve, sets
 from fusionlib.zoo.hub.tasks import hub_task
 from fusionlib.zoo.task import Task
 
-
 # backbone, task -> weights, task -> weight of its head
 Read: TypeAlias = tuple[Backbone, dict[str, StateDict], dict[str, Tensor]]
 

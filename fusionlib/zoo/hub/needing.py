@@ -9,6 +9,7 @@ from pathlib import Path
 from fusionlib.core import CheckpointError, FusionError
 from fusionlib.zoo.hub import repos
 from fusionlib.zoo.hub.repos import Repo
+from fusionlib.zoo.hub.retrying import reason_of
 from fusionlib.zoo.hub.table import DataSet, Family
 
 
@@ -44,7 +45,7 @@ def require(needed: Sequence[Repo], *, command: str = "", progress: bool = True)
     found = {repo: repos.cached(repo) for repo in dict.fromkeys(needed)}
     missing = [repo for repo, folder in found.items() if folder is None]
     if missing and constants.HF_HUB_OFFLINE:
-        raise _missing(missing, len(found), "HF_HUB_OFFLINE is set", command)
+        raise unreachable(missing, len(found), "HF_HUB_OFFLINE is set", command)
     with _bars(progress):
         for repo in missing:
             try:
@@ -52,13 +53,15 @@ def require(needed: Sequence[Repo], *, command: str = "", progress: bool = True)
             except FusionError:
                 raise
             except (OSError, HfHubHTTPError, HFValidationError) as error:
-                reason = str(error).strip().split("\n")[0]
                 left = [each for each in missing if found[each] is None]
-                raise _missing(left, len(found), f"{repo.id} can't be fetched ({reason})", command) from error
+                raise unreachable(
+                    left, len(found), f"{repo.id} can't be fetched ({reason_of(error)})", command
+                ) from error
     return {repo: folder for repo, folder in found.items() if folder is not None}
 
 
-def _missing(missing: Sequence[Repo], total: int, why: str, command: str) -> CheckpointError:
+def unreachable(missing: Sequence[Repo], total: int, why: str, command: str) -> CheckpointError:
+    """The error that lists all that is missing, and what fetches it."""
     from huggingface_hub import constants
 
     listed = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fusionlib.core import CheckpointError
 from fusionlib.zoo.hub.data_files import wanted_data
 from fusionlib.zoo.hub.retrying import patiently
 
@@ -101,11 +103,11 @@ def absent(repo: Repo, found: Found) -> dict[str, int]:
     """File -> bytes of what must be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    def cached(path: str) -> bool:
+    def is_cached(path: str) -> bool:
         known = try_to_load_from_cache(repo.name, path, repo_type=repo.kind, revision=found.commit)
         return isinstance(known, str)
 
-    return {path: size for path, size in found.sizes.items() if not cached(path)}
+    return {path: size for path, size in found.sizes.items() if not is_cached(path)}
 
 
 def download(repo: Repo, found: Found | None = None) -> Path:
@@ -127,23 +129,40 @@ def download(repo: Repo, found: Found | None = None) -> Path:
 
 def cached(repo: Repo) -> Path | None:
     """The folder of the local copy, if all files needed are in it; nothing is asked of the network."""
-    from huggingface_hub import get_cached_repo_tree, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import (
+        CachedRepoTreeNotFoundError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
 
-    card = try_to_load_from_cache(repo.name, "README.md", repo_type=repo.kind, revision=repo.revision)
+    kind = repo.kind
     try:
-        tree = get_cached_repo_tree(repo.name, repo_type=repo.kind, revision=repo.revision)
-        files = repo.wanted([each.path for each in tree], Path(card) if isinstance(card, str) else None)
-        folder = snapshot_download(
-            repo.name,
-            repo_type=repo.kind,
-            revision=repo.revision,
-            allow_patterns=_literally(files),
-            local_files_only=True,
-        )
-    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        folder = Path(snapshot_download(repo.name, repo_type=kind, revision=repo.revision, local_files_only=True))
+    except IncompleteSnapshotError as error:  # files that are not needed may well be missing
+        folder = Path(error.snapshot_path)
+    except LocalEntryNotFoundError:
         return None
-    return Path(folder)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    try:
+        paths = [each.path for each in get_cached_repo_tree(repo.name, repo_type=kind, revision=repo.revision)]
+    except CachedRepoTreeNotFoundError:  # copies that older versions made have no list of what there is
+        paths = sorted(there)
+    card = folder / "README.md"
+    if kind == "dataset" and "README.md" in paths and not card.is_file():
+        return None
+    try:
+        wanted = repo.wanted(paths, card if card.is_file() else None)
+    except CheckpointError:
+        return None
+    return folder if _whole(wanted) and there.issuperset(wanted) else None
+
+
+def _whole(paths: Sequence[str]) -> bool:
+    """Whether there is something, and of every file in parts all parts."""
+    series = [match for path in paths if (match := re.search(r"^(.*)-\d{5}-of-(\d{5})\.", path))]
+    counts = Counter((match[1], match[2]) for match in series)
+    return bool(paths) and all(count == int(total) for (_, total), count in counts.items())
 
 
 def _literally(paths: Sequence[str]) -> list[str]:

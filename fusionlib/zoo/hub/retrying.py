@@ -34,6 +34,12 @@ def patiently(call: Callable[[], T], what: str) -> T:
     return call()
 
 
+def reason_of(error: BaseException) -> str:
+    """The line of an error of the hub's client that says most: what was not found rather than "404 Client Error"."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if " Error." not in line), lines[0])
+
+
 def _passing(error: BaseException) -> str | None:
     """Why a further attempt may succeed, None if it will not."""
     from huggingface_hub.errors import HfHubHTTPError
