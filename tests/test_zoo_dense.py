@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import fusionlib as fl
 from fusionlib.core import CheckpointError, KeyMismatch, ParameterError
 from fusionlib.zoo import losses
 from fusionlib.zoo.decoder import DenseHead
@@ -75,6 +76,8 @@ def test_an_encoder_is_saved_and_read(tmp_path):
     again = DilatedResNet.from_pretrained(tmp_path)
     assert again.config == SMALL and not again.training
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    fl.save(model, tmp_path / "saved")
+    assert torch.equal(fl.load(tmp_path / "saved").layer4[1].bn3.running_var, model.layer4[1].bn3.running_var)
     (tmp_path / "config.json").write_text('{"model_type": "dilated_resnet"}')
     with pytest.raises(CheckpointError, match="does not describe a dilated ResNet"):
         DilatedResNet.from_pretrained(tmp_path)

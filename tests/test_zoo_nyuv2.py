@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+import fusionlib as fl
 from fusionlib.core import CheckpointError, ParameterError
+from fusionlib.zoo import finetune
 from fusionlib.zoo.nyuv2 import CLASSES, nyuv2_tasks
+from fusionlib.zoo.nyuv2_training import EPOCHS, RECIPE, nyuv2_suite, train_nyuv2
+from fusionlib.zoo.resnet import DilatedResNet, ResNetConfig
 from fusionlib.zoo.scenes import Scenes
 
 CPU = torch.device("cpu")
@@ -95,3 +99,44 @@ def test_an_array_of_another_shape_is_refused(folder):
         CheckpointError, match=r"shape \(3, 10, 10\) for normal; needed, channels first, is \(3, 288, 384\)"
     ):
         READ.examples(normal, "train", range(3), CPU)
+
+
+def test_a_fine_tune_goes_on_where_it_stopped_and_makes_a_suite(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "SNAPSHOT_STEPS", 1)
+    config = ResNetConfig(blocks=(1, 1, 1, 1), width=2)
+    torch.manual_seed(0)
+    torch.save(DilatedResNet(config).state_dict(), tmp_path / "resnet.pth")
+    weights = tmp_path / "resnet.pth"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, steps):
+        assert steps == 2
+        if done == 1:
+            raise Stop
+
+    given = {"epochs": 2, "validation": 1, "device": "cpu", "config": config}
+    with pytest.raises(Stop):
+        train_nyuv2("depth", folder, tmp_path / "cut", weights, **given, on_step=stop)
+    assert not (tmp_path / "cut").exists()
+    steps = []
+    cut = train_nyuv2("depth", folder, tmp_path / "cut", weights, **given, on_step=lambda done, _: steps.append(done))
+    assert steps == [1, 2]
+    assert {path.name for path in cut.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "heads.safetensors",
+        "fusionlib.json",
+    }
+    suite = nyuv2_suite(folder, {"depth": cut}, weights, validation=1, device="cpu", config=config)
+    counts = fl.evaluate(suite.model(suite.finetuned["depth"]), suite, "val")
+    assert counts["depth"][1] == 1 and not suite.heads["depth"].training
+    with pytest.raises(ParameterError, match="trained with validation=1; with validation=0"):
+        nyuv2_suite(folder, {"depth": cut}, weights, device="cpu", config=config)
+    with pytest.raises(ParameterError, match=r"NYUv2 has no task 'depths'\. Did you mean 'depth'"):
+        train_nyuv2("depths", folder, tmp_path / "other", weights, config=config)
+
+
+def test_the_recipe_is_the_published_one():
+    assert (EPOCHS, RECIPE.batch_size, RECIPE.learning_rate, RECIPE.weight_decay) == (40, 16, 1e-4, 0.0)

@@ -23,6 +23,7 @@ from fusionlib.bench.model_card import model_card
 from fusionlib.core import CheckpointError, ParameterError, Record
 from fusionlib.ops.modules import Ensemble
 from fusionlib.ops.substitutes import Substitute, substitutes_of, with_substitutes
+from fusionlib.zoo.resnet import DilatedResNet
 
 STRUCTURE = "structure.json"
 _WEIGHTS = "model.safetensors"
@@ -139,6 +140,8 @@ def _write_structure(folder: Path, described: dict[str, Any]) -> None:
 def _load_single(folder: Path, architecture: str) -> nn.Module:
     from safetensors import SafetensorError
 
+    if architecture == DilatedResNet.__name__:
+        return DilatedResNet.from_pretrained(folder)
     cls = _class_of(architecture, folder)
     try:
         model, found = cls.from_pretrained(

@@ -18,12 +18,26 @@ _LAZY = {
     "CosineHead": "fusionlib.zoo.heads",
     "prepare": "fusionlib.zoo.preparing",
     "missing": "fusionlib.zoo.preparing",
+    "train_nyuv2": "fusionlib.zoo.nyuv2_training",
+    "nyuv2_suite": "fusionlib.zoo.nyuv2_training",
 }
 
-__all__ = ["CosineHead", "Suite", "SuiteSpec", "Task", "home", "load_suite", "missing", "prepare"]
+__all__ = [
+    "CosineHead",
+    "Suite",
+    "SuiteSpec",
+    "Task",
+    "home",
+    "load_suite",
+    "missing",
+    "nyuv2_suite",
+    "prepare",
+    "train_nyuv2",
+]
 
 if TYPE_CHECKING:
     from fusionlib.zoo.heads import CosineHead
+    from fusionlib.zoo.nyuv2_training import nyuv2_suite, train_nyuv2
     from fusionlib.zoo.preparing import missing, prepare
     from fusionlib.zoo.suite import Suite, SuiteSpec, load_suite
     from fusionlib.zoo.task import Task

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from fusionlib.core import ParameterError
-from fusionlib.zoo import backbone, gpt2, names
+from fusionlib.zoo import backbone, dense, gpt2, names
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.recipe import L_LORA, get_recipe
 
-_MODALITY = {"tiny-clip": "image", "tiny-gpt2": "text"}
+_MAKERS = {"tiny-clip": backbone.tiny_clip, "tiny-gpt2": gpt2.tiny_gpt2, "tiny-nyu": dense.tiny_nyu}
+_HASHES = {"tiny-clip": backbone.tiny_clip_hash, "tiny-gpt2": gpt2.tiny_gpt2_hash, "tiny-nyu": dense.tiny_nyu_hash}
+_MODALITY = {"tiny-clip": "image", "tiny-gpt2": "text", "tiny-nyu": "scene"}
+_TASKS = {"image": names.IMAGE_TASKS, "text": names.TEXT_TASKS, "scene": names.SCENE_TASKS}
 
 
 def embedded_backbone(name: str, tuning: str = "full") -> Backbone:
     """The backbone of this name, one of ``names.EMBEDDED_BACKBONES``; for "l-lora", linearised in its adapter."""
-    if name == "tiny-gpt2":
-        return gpt2.tiny_gpt2()
-    plain = backbone.tiny_clip()
-    if tuning != L_LORA:
+    plain = _MAKERS[name]()
+    if tuning != L_LORA or not isinstance(plain, backbone.ClipBackbone):
         return plain
     from fusionlib.zoo.l_lora import linearized
 
@@ -24,12 +25,12 @@ def embedded_backbone(name: str, tuning: str = "full") -> Backbone:
 
 def start_hash(name: str) -> str:
     """Hash of the files that the fine-tunes of a backbone start from."""
-    return gpt2.tiny_gpt2_hash() if name == "tiny-gpt2" else backbone.tiny_clip_hash()
+    return _HASHES[name]()
 
 
 def check_readable(name: str, tasks: tuple[str, ...]) -> None:
     """Raise ParameterError if an embedded backbone can't read some of the embedded tasks."""
-    fitting = names.TEXT_TASKS if _MODALITY[name] == "text" else names.IMAGE_TASKS
+    fitting = _TASKS[_MODALITY[name]]
     odd = [task for task in tasks if task not in fitting]
     if odd:
         sets = [key for key, members in names.SETS.items() if set(members) <= set(fitting)]

@@ -13,13 +13,14 @@ from fusionlib.zoo.hub import table
 SETS: dict[str, tuple[str, ...]] = {
     "tiny8": ("mnist", "fashion", "animals", "optdigits", "landsat", "letters", "textures", "synthdigits"),
     "tiny-unseen": ("emoji", "flags"),
+    "tiny-nyu3": ("segmentation", "depth", "normal"),
     "tiny-text7": ("acceptability", "reviews", "food", "spam", "question", "topic", "entailment"),
 }
 IMAGE_TASKS = SETS["tiny8"] + SETS["tiny-unseen"]
 TEXT_TASKS = SETS["tiny-text7"]
-SCENE_TASKS = ("segmentation", "depth", "normal")
-EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS
-EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2")
+SCENE_TASKS = SETS["tiny-nyu3"]
+EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS + SCENE_TASKS
+EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2", "tiny-nyu")
 TUNINGS = ("full", "lora", "l-lora", "none")
 
 

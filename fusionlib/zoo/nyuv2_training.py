@@ -28,7 +28,7 @@ from fusionlib.zoo.task import Task
 
 EPOCHS = 40
 HALVED = 10  # epochs after which the learning rate is halved, again and again
-# AdamW without decay of weights is Adam; nothing is clipped
+# AdamW without decay is Adam; nothing is clipped
 RECIPE = Recipe(batch_size=16, learning_rate=1e-4, weight_decay=0.0, clip=math.inf, frozen=())
 FACTS, HEADS = "fusionlib.json", "heads.safetensors"
 

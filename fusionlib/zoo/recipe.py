@@ -54,6 +54,7 @@ RECIPES = {  # of tiny-clip
 
 GPT2 = Recipe(batch_size=32, learning_rate=5e-4, frozen=())  # heads included; steps and warm-up: epochs of a task
 GPT2_EPOCHS = 3
+NYU = Recipe(steps=300, batch_size=16, learning_rate=2e-3, frozen=())  # decoders included; 15 epochs
 GPT2_WARMUP = 0.06  # of the steps
 
 
@@ -76,6 +77,8 @@ def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Rec
             f"{backbone} has no recipe for {name!r}, only for {', '.join(offered(backbone))}: nothing else has been "
             'tried on it. Use tuning="full" and leave multitask out.'
         )
+    if backbone == "tiny-nyu":
+        return NYU
     steps = GPT2_EPOCHS * math.ceil(examples / GPT2.batch_size)
     return replace(GPT2, steps=steps, warmup=max(1, round(GPT2_WARMUP * steps)))
 

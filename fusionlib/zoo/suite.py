@@ -44,18 +44,18 @@ def load_suite(
     The embedded suites are made at first use, the published ones fetched from the hub.
 
     Args:
-        backbone: "tiny-clip", "tiny-gpt2", a published one ("clip-vit-base-patch32", "gpt2", see ``data/hub.yaml``),
-            a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP; or open_clip's:
-            "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
-        tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7"; published "ta8", "tall20", "glue7"),
-            a list of task names, or own task -> Parquet/imagefolder path.
+        backbone: "tiny-clip", "tiny-gpt2", "tiny-nyu", a published one ("clip-vit-base-patch32", "gpt2", see
+            ``data/hub.yaml``), a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP; or
+            open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
+        tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7", of tiny-nyu "tiny-nyu3"; published
+            "ta8", "tall20", "glue7"), a list of task names, or own task -> Parquet/imagefolder path.
         tuning: "full", "lora", "l-lora" (adapters of models that are linearised in them), or "none" (no
             fine-tunes: data and heads alone).
         seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         checkpoints: task -> local folder, file or hub id of your own fine-tunes, full or PEFT adapters; one per task.
-        heads: task -> tensor (classes, dim) or safetensors file; where absent, embedded or zero-shot heads, or, of
-            tiny-gpt2, those trained with the fine-tunes.
+        heads: task -> tensor (classes, dim), all tensors by name, or safetensors file; where absent, embedded or
+            zero-shot heads, or, of tiny-gpt2 and tiny-nyu, those trained with the fine-tunes.
         multitask: the jointly trained model: None loads it if it was made, True makes it, False leaves it out.
         progress: show a display while something is made.
 

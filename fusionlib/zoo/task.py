@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fusionlib.core import CheckpointError, ParameterError, suggest
-from fusionlib.zoo.files import DATA, TEXT, hash_file, home
-from fusionlib.zoo.names import TEXT_TASKS
+from fusionlib.zoo.files import DATA, SCENES, TEXT, hash_file, home
+from fusionlib.zoo.names import SCENE_TASKS, TEXT_TASKS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,11 +46,11 @@ class Task:
 
     Attributes:
         name: what it is called in tables.
-        classes: class names, in the order of the labels.
+        classes: class names, in the order of the labels; none for depth and surface normals.
         splits: split name -> files; "test" is always there, "train" and "val" where the source has them.
         prompts: class names as written in prompts, where they differ from ``classes``.
         templates: prompts with one ``{}`` for the class name; tasks of texts have none.
-        modality: of its examples, "image" or "text".
+        modality: of its examples, "image", "text", or "scene" for a picture with a truth for every pixel.
         embedded: whether it is one of the tasks that ship with the package.
         note: what was decided about the splits, empty if nothing had to be.
         metric: what is counted, a name in ``fusionlib.bench.meters.METERS``.
@@ -125,16 +125,20 @@ def read_dataset(builder: str, files: tuple[str, ...]) -> Dataset:
 @functools.lru_cache(maxsize=32)
 def embedded_task(name: str) -> Task:
     """One of the tasks in ``fusionlib/zoo/data``."""
-    folder = TEXT if name in TEXT_TASKS else DATA
+    folder = SCENES if name in SCENE_TASKS else TEXT if name in TEXT_TASKS else DATA
+    source = "scenes" if folder == SCENES else name  # tasks of scenes share their pictures
     splits = {}
     for split in SPLITS:
-        path = folder / f"{name}-{split}.parquet"
+        path = folder / f"{source}-{split}.parquet"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: the installation is incomplete, install fusionlib again.")
         splits[split] = Split("parquet", (str(path),), hash_file(path))
     if folder == TEXT:
         classes = _classes(Path(splits["train"].files[0]))
         return Task(name, classes, splits, prompts=classes, templates=(), modality="text", embedded=True)
+    if folder == SCENES:
+        classes = tuple(json.loads((SCENES / "scenes.json").read_text())["classes"]) if name == "segmentation" else ()
+        return Task(name, classes, splits, classes, (), modality="scene", embedded=True, metric=name)
     facts = json.loads(_head_metadata()[name])
     return Task(
         name=name,
