@@ -213,3 +213,13 @@ def test_a_method_that_is_no_module():
 def test_several_models_at_once_are_not_one_measurement():
     with pytest.raises(ParameterError, match="returned 2 models, and one can be measured"):
         fl.run("model_recombination", toy_suite(), return_all=True)
+
+
+def test_what_was_measured_as_given_is_not_measured_again_when_it_was_chosen(monkeypatch):
+    suite = toy_suite()
+    given = fl.run("task_arithmetic", suite, scale=0.5)
+    monkeypatch.setattr("fusionlib.bench.run._measure", lambda *_: pytest.fail("measured again"))
+    chosen = fl.run("task_arithmetic", suite, scale=0.5, selected_on="val")
+    assert (chosen.counts, chosen.selected_on, given.selected_on) == (given.counts, "val", None)
+    assert chosen.key != given.key
+    assert fl.run("task_arithmetic", suite, scale=0.5, selected_on="val") == chosen
