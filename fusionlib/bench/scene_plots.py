@@ -41,7 +41,7 @@ def scenes(pictures: Tensor, answers: Mapping[str, Mapping[str, Tensor]], *, far
             for ax in line:
                 ax.set_axis_off()
             if place == 0:
-                line[0].imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu())
+                line[0].imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
             line[1].annotate(
                 source, (-0.04, 0.5), xycoords="axes fraction", rotation=90, ha="right", va="center", fontsize="small"
             )
@@ -56,10 +56,10 @@ def _draw(ax: Axes, values: Tensor, far: float) -> None:
     ax.set_facecolor(_UNKNOWN)
     if values.ndim == 2:
         colours = plt.get_cmap("tab10").with_extremes(under=_UNKNOWN)
-        ax.imshow(values, cmap=colours, vmin=-0.5, vmax=9.5, interpolation="nearest")
+        ax.imshow(values.numpy(), cmap=colours, vmin=-0.5, vmax=9.5, interpolation="nearest")
     elif len(values) == 1:
         known = torch.where(values[0] > 0, values[0], torch.nan)
-        ax.imshow(known, cmap=plt.get_cmap("viridis_r").with_extremes(bad=_UNKNOWN), vmin=0, vmax=far)
+        ax.imshow(known.numpy(), cmap=plt.get_cmap("viridis_r").with_extremes(bad=_UNKNOWN), vmin=0, vmax=far)
     else:
         known = values.abs().sum(dim=0, keepdim=True) > 0
-        ax.imshow(torch.where(known, (values + 1) / 2, 0.07).clamp(0, 1).permute(1, 2, 0))
+        ax.imshow(torch.where(known, (values + 1) / 2, 0.07).clamp(0, 1).permute(1, 2, 0).numpy())
