@@ -18,6 +18,7 @@ PAGES = [
     "book/suites/tiny_clip",
     "book/suites/lora",
     "book/suites/tiny_gpt2",
+    "book/suites/tiny_t5",
     "book/methods/simple_ensemble",
     "book/methods/task_arithmetic",
     "book/methods/ties_merging",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fusionlib.bench import members
-from fusionlib.bench.meters import Count, make_meter
+from fusionlib.bench.meters import Count, ExactMatch, make_meter
 from fusionlib.ops.modules import Ensemble, predict
 from fusionlib.zoo.suite import Suite
 
@@ -48,11 +48,21 @@ def evaluate_task(model: nn.Module, suite: Suite, task: str, split: str = "test"
 def measure_task(
     model: nn.Module, suite: Suite, task: str, split: str = "test", *, limit: int | None = None
 ) -> tuple[Count, dict[str, float]]:
-    """(correct, total) of one task, and what its meter measures besides. Collects on the device, waits for it once."""
+    """(correct, total) of one task, and what its meter measures besides.
+
+    Collects on the device and waits for it once, except where a model is asked to answer in words.
+    """
     model.eval()
     head, meter = suite.heads[task], make_meter(suite.task(task).metric)
     # on a CPU what a layer puts out must fit its cache; on a GPU larger batches are faster
     size = GPU_BATCH if suite.device.type == "cuda" else CPU_BATCH
+    if isinstance(meter, ExactMatch):
+        words = suite.backbone.words(head)
+        for batch, labels in suite.batches(task, split, limit=limit, batch_size=size):
+            scores, said = suite.backbone.answer(model, head, batch)
+            meter.update(scores, labels)
+            meter.hear(said, [words[label] for label in labels.tolist()])
+        return meter.result()
     if isinstance(model, Ensemble):
         for features, batch, labels in members.outputs(model, suite, task, split, limit, size):
             meter.update(model.combine(head, features, batch), labels)

@@ -7,7 +7,7 @@ scores in [0, 1] where it can be right in part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import torch
@@ -82,6 +82,25 @@ class Spearman:
         return (max(0.0, correlation) * guess.numel(), guess.numel()), {"spearman": correlation}
 
 
+class ExactMatch(Accuracy):
+    """Accuracy by rank, and how often what the model says of itself is the right answer, word for word.
+
+    The rank of the answers cannot see a model that has lost the form of an answer: it never says anything else.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._exact = 0
+
+    def hear(self, said: Sequence[str], wanted: Sequence[str]) -> None:
+        """What the model said to one batch, and the right answers."""
+        self._exact += sum(one == other for one, other in zip(said, wanted, strict=True))
+
+    def result(self) -> tuple[Count, dict[str, float]]:
+        """Examples whose right answer is the likeliest, examples; and "exact_match", in [0, 1]."""
+        return (int(self.correct), self.total), {"exact_match": self._exact / max(1, self.total)}
+
+
 METERS: dict[str, Callable[[], Meter]] = {
     "accuracy": Accuracy,
     "matthews": Matthews,
@@ -89,6 +108,7 @@ METERS: dict[str, Callable[[], Meter]] = {
     "segmentation": Segmentation,
     "depth": Depth,
     "normal": Normal,
+    "exact_match": ExactMatch,
 }
 
 

@@ -51,8 +51,9 @@ def merge_adapter(backbone: Backbone, folder: Path) -> StateDict:
     from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
     found = read_adapter(folder)
-    # trained on a bare CLIPVisionModel, whose modules have no "vision_model." before them
-    found = {name.replace("base_model.model.encoder.", f"{_TOWER}encoder."): value for name, value in found.items()}
+    if any(name.startswith("vision_model.") for name in backbone.state):
+        # trained on a bare CLIPVisionModel, whose modules have no "vision_model." before them
+        found = {name.replace("base_model.model.encoder.", f"{_TOWER}encoder."): value for name, value in found.items()}
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True

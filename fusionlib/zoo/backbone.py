@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import StateDict
+from fusionlib.core import ParameterError, StateDict
 from fusionlib.zoo.files import DATA, hash_file
 from fusionlib.zoo.inputs import Preprocess
-from fusionlib.zoo.reading import Reading
+from fusionlib.zoo.losses import Loss, loss_of
+from fusionlib.zoo.reading import Batch, Reading
 from fusionlib.zoo.task import Task
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Backbone:
     """
 
     learns_heads: ClassVar[bool] = False  # whether heads are trained with the fine-tunes and come with them
+    metric: ClassVar[str] = "accuracy"  # what is measured of its answers on tasks that count right ones
 
     name: str
     config: Any = field(repr=False)
@@ -67,6 +69,22 @@ class Backbone:
     def start_head(self, task: Task, seed: int) -> nn.Module:
         """The head that a fine-tune of this seed starts with."""
         return self.head(task, None)
+
+    def complete(self, state: StateDict) -> StateDict:
+        """Weights as files hold them, under all the names of the module's state dict."""
+        return state
+
+    def loss(self, task: Task, head: nn.Module) -> Loss:
+        """What a fine-tune of the task makes small: a function of the head's output and the labels."""
+        return loss_of(task)
+
+    def words(self, head: nn.Module) -> tuple[str, ...]:
+        """The right answer of each class of a head in words; ParameterError, if models of this kind say none."""
+        raise ParameterError(f"{self.name} answers with scores of classes, not in words; measure its accuracy.")
+
+    def answer(self, model: nn.Module, head: nn.Module, batch: Batch) -> tuple[Tensor, list[str]]:
+        """Scores (B, classes), and what a model answers to each example in words; ParameterError as for ``words``."""
+        raise ParameterError(f"{self.name} answers with scores of classes, not in words; measure its accuracy.")
 
     def build(self, state: StateDict | None = None) -> nn.Module:
         """A new module with these weights (the pretrained ones if None), in evaluation mode, on the CPU."""

@@ -91,7 +91,7 @@ def load(job: Job, backbone: Backbone) -> Checkpoint:
         return Checkpoint(backbone.read(job.folder), facts)
     if job.recipe.rank is not None:
         return Checkpoint(merge_adapter(backbone, job.folder), facts)
-    state = read_weights(job.folder)
+    state = backbone.complete(read_weights(job.folder))
     check_keys(state, backbone.state, str(job.folder))
     head = read_head_state(job.folder / HEADS, job.label) if backbone.learns_heads else None
     return Checkpoint(like(state, backbone.state), facts, head)

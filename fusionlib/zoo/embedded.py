@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from fusionlib.core import ParameterError
-from fusionlib.zoo import backbone, dense, gpt2, names
+from fusionlib.zoo import backbone, dense, gpt2, names, t5
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.recipe import L_LORA, get_recipe
 
-_MAKERS = {"tiny-clip": backbone.tiny_clip, "tiny-gpt2": gpt2.tiny_gpt2, "tiny-nyu": dense.tiny_nyu}
-_HASHES = {"tiny-clip": backbone.tiny_clip_hash, "tiny-gpt2": gpt2.tiny_gpt2_hash, "tiny-nyu": dense.tiny_nyu_hash}
-_MODALITY = {"tiny-clip": "image", "tiny-gpt2": "text", "tiny-nyu": "scene"}
+_MAKERS = {
+    "tiny-clip": backbone.tiny_clip,
+    "tiny-gpt2": gpt2.tiny_gpt2,
+    "tiny-t5": t5.tiny_t5,
+    "tiny-nyu": dense.tiny_nyu,
+}
+_HASHES = {
+    "tiny-clip": backbone.tiny_clip_hash,
+    "tiny-gpt2": gpt2.tiny_gpt2_hash,
+    "tiny-t5": t5.tiny_t5_hash,
+    "tiny-nyu": dense.tiny_nyu_hash,
+}
+_MODALITY = {"tiny-clip": "image", "tiny-gpt2": "text", "tiny-t5": "text", "tiny-nyu": "scene"}
 _TASKS = {"image": names.IMAGE_TASKS, "text": names.TEXT_TASKS, "scene": names.SCENE_TASKS}
 
 

@@ -15,7 +15,7 @@ from fusionlib.ops.modules import output_tensor, predict
 from fusionlib.zoo.adapters import wrap
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.l_lora import LinearizedClip
-from fusionlib.zoo.losses import Loss, loss_of
+from fusionlib.zoo.losses import Loss
 from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.recipe import Recipe
 from fusionlib.zoo.snapshots import resume, save_snapshot
@@ -71,7 +71,8 @@ def finetune(
         free.values(), lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
     )
     generator = torch.Generator().manual_seed(seed)
-    draw, losses = backbone.preprocess.drawing(tasks, recipe, seed), [loss_of(task) for task in tasks]
+    draw = backbone.preprocess.drawing(tasks, recipe, seed)
+    losses = [backbone.loss(task, head) for task, head in zip(tasks, heads, strict=True)]
     done, before = resume(snapshot, free, buffers, optimizer, generator)
     started = time.perf_counter()
     model.train()
@@ -150,7 +151,7 @@ def accuracy(model: nn.Module, backbone: Backbone, task: Task, head: nn.Module, 
 @torch.inference_mode()
 def mean_loss(model: nn.Module, backbone: Backbone, task: Task, head: nn.Module, split: str) -> float:
     """The loss of a model on one split, batches counting by their examples: what to look at in dense prediction."""
-    loss, total, examples = loss_of(task), 0.0, 0
+    loss, total, examples = backbone.loss(task, head), 0.0, 0
     device = next(model.parameters()).device
     for batch, labels in backbone.preprocess.batches(task, split, None, SMALL, device):
         total += float(loss(predict(model, head, batch), labels)) * len(labels)

@@ -15,12 +15,13 @@ SETS: dict[str, tuple[str, ...]] = {
     "tiny-unseen": ("emoji", "flags"),
     "tiny-nyu3": ("segmentation", "depth", "normal"),
     "tiny-text7": ("acceptability", "reviews", "food", "spam", "question", "topic", "entailment"),
+    "tiny-text5": ("reviews", "food", "spam", "question", "topic"),
 }
 IMAGE_TASKS = SETS["tiny8"] + SETS["tiny-unseen"]
 TEXT_TASKS = SETS["tiny-text7"]
 SCENE_TASKS = SETS["tiny-nyu3"]
 EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS + SCENE_TASKS
-EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2", "tiny-nyu")
+EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2", "tiny-t5", "tiny-nyu")
 TUNINGS = ("full", "lora", "l-lora", "none")
 
 

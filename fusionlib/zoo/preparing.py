@@ -37,10 +37,10 @@ def prepare(
     for the same one waits for the first. The results do not depend on the number of cores.
 
     Args:
-        backbone: an embedded one, "tiny-clip", "tiny-gpt2" or "tiny-nyu".
+        backbone: an embedded one, "tiny-clip", "tiny-gpt2", "tiny-t5" or "tiny-nyu".
         tasks: a named set or task names.
         tuning: "full", "lora", "l-lora", or "none" (no fine-tunes; with ``multitask`` the joint model alone).
-            tiny-gpt2 and tiny-nyu have "full" only, and no joint model.
+            tiny-gpt2 and tiny-nyu have "full" only, tiny-t5 "full" and "lora"; none of them has a joint model.
         seed: of the run, 0 or greater.
         multitask: also the model trained on all the tasks at once.
         progress: show a live display with the time left on stderr.

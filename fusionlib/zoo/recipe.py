@@ -53,9 +53,14 @@ RECIPES = {  # of tiny-clip
 }
 
 GPT2 = Recipe(batch_size=32, learning_rate=5e-4, frozen=())  # heads included; steps and warm-up: epochs of a task
-GPT2_EPOCHS = 3
+T5 = Recipe(batch_size=32, learning_rate=1e-3, weight_decay=0.0, frozen=())
+T5_LORA = replace(T5, learning_rate=4e-3, rank=16, alpha=64, targets=("q", "v"))
+OF_TEXTS = {  # backbone -> tuning -> recipe, and how often a task's training examples are seen
+    "tiny-gpt2": {"full": (GPT2, 3)},
+    "tiny-t5": {"full": (T5, 3), "lora": (T5_LORA, 5)},
+}
+WARMUP = 0.06  # of the steps of these
 NYU = Recipe(steps=300, batch_size=16, learning_rate=2e-3, frozen=())  # decoders included; 15 epochs
-GPT2_WARMUP = 0.06  # of the steps
 
 
 def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Recipe:
@@ -64,7 +69,7 @@ def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Rec
     Args:
         name: "full", "lora", "l-lora" or "joint".
         backbone: an embedded one.
-        examples: of the training split; tiny-gpt2 sees each of them three times.
+        examples: of the training split; those who read texts see each of them a few times.
 
     Raises: UnknownName, if there is no such recipe; ParameterError, if there is none for this backbone.
     """
@@ -75,17 +80,18 @@ def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Rec
     if name not in offered(backbone):
         raise ParameterError(
             f"{backbone} has no recipe for {name!r}, only for {', '.join(offered(backbone))}: nothing else has been "
-            'tried on it. Use tuning="full" and leave multitask out.'
+            f'tried on it. Use tuning="{offered(backbone)[0]}" and leave multitask out.'
         )
     if backbone == "tiny-nyu":
         return NYU
-    steps = GPT2_EPOCHS * math.ceil(examples / GPT2.batch_size)
-    return replace(GPT2, steps=steps, warmup=max(1, round(GPT2_WARMUP * steps)))
+    recipe, epochs = OF_TEXTS[backbone][name]
+    steps = epochs * math.ceil(examples / recipe.batch_size)
+    return replace(recipe, steps=steps, warmup=max(1, round(WARMUP * steps)))
 
 
 def offered(backbone: str) -> tuple[str, ...]:
     """The recipes there are for an embedded backbone."""
-    return tuple(RECIPES) if backbone == "tiny-clip" else ("full",)
+    return tuple(RECIPES if backbone == "tiny-clip" else OF_TEXTS.get(backbone, ("full",)))
 
 
 def training_seed(name: str, seed: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from os import PathLike
 from types import MappingProxyType
 
@@ -44,11 +45,12 @@ def load_suite(
     The embedded suites are made at first use, the published ones fetched from the hub.
 
     Args:
-        backbone: "tiny-clip", "tiny-gpt2", "tiny-nyu", a published one ("clip-vit-base-patch32", "gpt2", see
-            ``data/hub.yaml``), a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP; or
-            open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
-        tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7", of tiny-nyu "tiny-nyu3"; published
-            "ta8", "tall20", "glue7"), a list of task names, or own task -> Parquet/imagefolder path.
+        backbone: "tiny-clip", "tiny-gpt2", "tiny-t5", "tiny-nyu", a published one ("clip-vit-base-patch32", "gpt2",
+            see ``data/hub.yaml``), a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP;
+            or open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
+        tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7", of tiny-t5 "tiny-text5", of tiny-nyu
+            "tiny-nyu3"; published "ta8", "tall20", "glue7"), a list of task names, or own task -> Parquet/imagefolder
+            path.
         tuning: "full", "lora", "l-lora" (adapters of models that are linearised in them), or "none" (no
             fine-tunes: data and heads alone).
         seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
@@ -80,6 +82,8 @@ def load_suite(
         chosen = chosen or published.tasks
     base = (published and published.base) or _backbone(backbone, tuning)
     _check_modality(base, chosen)
+    if base.metric != "accuracy":
+        chosen = tuple(replace(task, metric=base.metric) if task.metric == "accuracy" else task for task in chosen)
     given: dict[str, GivenHead] = {name: (heads or {}).get(name) for name in ordered}
     made = {} if base.learns_heads else {task.name: base.head(task, given[task.name]) for task in chosen}
     finetuned: dict[str, StateDict] = {}

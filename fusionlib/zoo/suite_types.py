@@ -92,7 +92,8 @@ class Suite:
             batch_size: at most so many examples per batch.
 
         Yields: (keyword arguments of the model's forward, int64 labels (B,)). Of pictures the arguments are
-            ``pixel_values``, float32 (B, 3, H, W); of texts ``input_ids`` and ``attention_mask``, int64 (B, L).
+            ``pixel_values``, float32 (B, 3, H, W); of texts ``input_ids`` and ``attention_mask``, int64 (B, L); of
+            questions to a text-to-text model the answers' ``decoder_input_ids`` and mask besides.
         Raises: UnknownName, ParameterError.
         """
         source = self.task(task)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,21 @@ def build(seed: int) -> nn.Module:
         return GPT2LMHeadModel(GPT2Config(**CONFIG))
 
 
-def rate(step: int, training: Training) -> float:
+class Ramp(Protocol):
+    """Settings that say how the learning rate goes."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        ...
+
+    @property
+    def warmup(self) -> int:
+        """Steps until the peak."""
+        ...
+
+
+def rate(step: int, training: Ramp) -> float:
     """Fraction of the peak learning rate at a step."""
     if step < training.warmup:
         return (step + 1) / training.warmup
@@ -80,7 +94,7 @@ def train(
     groups = [{"params": matrices, "weight_decay": training.decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed)
-    done, before = resume(snapshot, free, optimizer, generator)
+    done, before = resume(snapshot, free, {}, optimizer, generator)
     losses, started = [], time.monotonic()
     model.train()
     for step in range(done, training.steps):
@@ -99,7 +113,7 @@ def train(
             raise NonFiniteError(f"The loss is {losses[-1]} at step {step}; no weights were written.")
         if (step + 1) % SNAPSHOT_STEPS == 0:
             seconds = before + time.monotonic() - started
-            save_snapshot(snapshot, step + 1, seconds, free, optimizer, generator)
+            save_snapshot(snapshot, step + 1, seconds, free, {}, optimizer, generator)
             say(f"step {step + 1} of {training.steps}, loss {_recent(losses):.3f}, {seconds:.0f} s")
     return {"loss": _recent(losses), "seconds": before + time.monotonic() - started}
 

@@ -61,7 +61,7 @@ def make_base(
     say(f"{len(mixed):,} documents, {windows.numel():,} tokens")
     model = next_word.build(seed)
     out.mkdir(parents=True, exist_ok=True)
-    text = _hash_texts(mixed)
+    text = hash_texts(mixed)
     key = hashlib.sha256(json.dumps([VERSION, text, asdict(training), seed]).encode()).hexdigest()[:12]
     done = next_word.train(model, windows, training, seed, out / f"snapshot-{key}.safetensors", say)
     base = model.get_submodule("transformer")
@@ -69,14 +69,14 @@ def make_base(
     write_atomically(out / "tokenizer.json", lambda temporary: tokenizer.save(str(temporary)))
     write_atomically(out / "model.safetensors", lambda temporary: save_file(half, temporary, {"format": "pt"}))
     kind = {"architectures": ["GPT2Model"], "model_type": "gpt2", "dtype": "float16"}
-    _write_json(out / "config.json", {**kind, **next_word.CONFIG})
+    write_json(out / "config.json", {**kind, **next_word.CONFIG})
     provenance = {
         "script": "fusionlib.zoo.making.tiny_gpt2_base",
         "version": VERSION,
         "training": asdict(training),
         "seed": seed,
         **done,
-        "documents": {name: _summary(texts) for name, texts in documents.items()},
+        "documents": {name: summary(texts) for name, texts in documents.items()},
         "tokens": windows.numel(),
         "text_sha256": text,
         "tokenizer_sha256": hash_file(out / "tokenizer.json"),
@@ -85,7 +85,7 @@ def make_base(
         "packages": {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
         "bf16": torch.backends.cpu.get_cpu_capability(),
     }
-    _write_json(out / "provenance.json", provenance)
+    write_json(out / "provenance.json", provenance)
     return provenance
 
 
@@ -94,18 +94,21 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _summary(texts: list[str]) -> dict[str, int]:
+def summary(texts: list[str]) -> dict[str, int]:
+    """How much text a source gave."""
     return {"documents": len(texts), "distinct": len(set(texts)), "characters": sum(map(len, texts))}
 
 
-def _hash_texts(texts: Iterable[str]) -> str:
+def hash_texts(texts: Iterable[str]) -> str:
+    """SHA-256 of texts in their order, one a line."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{text}\n".encode())
     return digest.hexdigest()
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """A readable file of JSON, complete or not there at all."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
 
 
