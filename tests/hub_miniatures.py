@@ -232,22 +232,55 @@ def gpt2(seed: int, labels: int | None = None) -> dict[str, bytes]:
     return {"config.json": as_json(**config.to_dict()), **named, **weights(state, "one")}
 
 
+T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "vocab_size": 258}
+
+
+def t5(seed: int, style: str = "one", *, tokenizer: bool = False) -> dict[str, bytes]:
+    """A Flan-T5, whose output layer is its own.
+
+    Args:
+        style: of the files, see ``weights``; "tied" repeats the embedding under all its names.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        **T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False, pad_token_id=257, eos_token_id=256,
+        decoder_start_token_id=257,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    state = dict(T5ForConditionalGeneration(config).state_dict())
+    state["lm_head.weight"] = 0.1 * torch.randn(258, 8)
+    if style != "tied":
+        state = {name: tensor for name, tensor in state.items() if "embed_tokens" not in name}
+    made = {"config.json": as_json(**config.to_dict()), "generation_config.json": b"{}", **weights(state, style)}
+    return made | ({"tokenizer.json": byte_tokenizer("</s>"), "spiece.model": b"slow"} if tokenizer else {})
+
+
+def t5_targets() -> dict[str, tuple[int, int]]:
+    attentions = [("encoder", 0, "SelfAttention"), ("decoder", 0, "SelfAttention"), ("decoder", 1, "EncDecAttention")]
+    return {
+        f"{stack}.block.{layer}.layer.{index}.{attention}.{kind}": (8, 8)
+        for stack, index, attention in attentions
+        for layer in range(2)
+        for kind in "qv"
+    }
+
+
 def glue() -> dict[str, bytes]:
     """All configurations of GLUE that are used, in one repository."""
     made, header = {}, ""
     for name in table.sets()["glue8"]:
         data = table.datasets()[name]
         generator = torch.Generator().manual_seed(seed_of(name))
-        label = ClassLabel(names=list(data.classes)) if data.classes else Value("float32")
+        number = name == "stsb"
+        label = Value("float32") if number else ClassLabel(names=list(data.classes))
         for split, count in (("train", TRAIN), (data.test, TEST), ("test", 2)):
             columns: dict = {"idx": list(range(count))}
             for (its,) in (names for ours, names in data.columns.items() if ours != "label"):
                 lengths = torch.randint(3, 60, (count,), generator=generator).tolist()
                 columns[its] = ["".join(chr(97 + (7 * n + i * i) % 26) for i in range(n)) for n in lengths]
-            drawn = torch.randint(max(len(data.classes), 5), (count,), generator=generator).tolist()
-            columns["label"] = (
-                [each % len(data.classes) for each in drawn] if data.classes else [d + 0.25 for d in drawn]
-            )
+            drawn = torch.randint(5 if number else len(data.classes), (count,), generator=generator).tolist()
+            columns["label"] = [each + 0.25 for each in drawn] if number else drawn
             kinds = {its: label if its == "label" else Value("int32" if its == "idx" else "string") for its in columns}
             made[f"{name}/{split}-00000-of-00001.parquet"] = parquet(columns, Features(kinds))
         paths = "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", data.test, "test"))

@@ -5,7 +5,19 @@ import functools
 import huggingface_hub
 import pytest
 import torch
-from hub_miniatures import clip, clip_targets, clip_vision, glue, gpt2, image_data, l_lora, lora, seed_of
+from hub_miniatures import (
+    clip,
+    clip_targets,
+    clip_vision,
+    glue,
+    gpt2,
+    image_data,
+    l_lora,
+    lora,
+    seed_of,
+    t5,
+    t5_targets,
+)
 from hub_standin import Hub, serve
 from huggingface_hub import constants
 
@@ -26,6 +38,14 @@ def publish(hub: Hub) -> None:
     for task in table.sets()["glue7"]:
         labels = len(table.datasets()[task].classes)
         hub.repos["model", table.families()["gpt2"].finetuned(task, "full")] = gpt2(seed_of(task), labels)
+    for family in (family for family in table.families().values() if family.kind == "t5"):
+        hub.repos["model", family.pretrained] = t5(seed_of(family.name), tokenizer=True)
+        for tuning, (tasks, _) in family.tunings.items():
+            for index, task in enumerate(tasks):
+                repo = family.finetuned(task, tuning)
+                full = ("one", "tied", "shards", "bin")[index % 4]
+                adapter = lora(t5_targets(), seed_of(repo), family.pretrained)
+                hub.repos["model", repo] = t5(seed_of(repo), full) if tuning == "full" else adapter
     for family in map(table.families().get, CLIP):
         hub.repos["model", family.pretrained] = clip(seed_of(family.name))
         for tuning, (tasks, _) in family.tunings.items():
@@ -70,6 +90,9 @@ SUITES = [
     ("clip-vit-base-patch16", "ta8", "l-lora"),
     ("clip-vit-large-patch14", "ta8", "full"),
     ("gpt2", "glue7", "full"),
+    ("flan-t5-base", "glue8", "full"),
+    ("flan-t5-base", "glue8", "lora"),
+    ("flan-t5-large", "glue8", "lora"),
 ]
 
 

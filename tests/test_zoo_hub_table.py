@@ -44,6 +44,7 @@ def test_classes_and_prompts():
         assert all(f"{{{column}}}" in data.prompt for column in data.columns if column.startswith("text")), name
     assert table.datasets()["sun397"].classes[-1] == "youth hostel"
     assert table.datasets()["svhn"].classes[3] == "3"
+    assert table.datasets()["stsb"].classes[::25] == ("0.0", "2.5", "5.0")
 
 
 def test_a_published_name_means_what_its_backbone_reads():

@@ -45,7 +45,7 @@ class Tokens:
     path: Path = field(repr=False, compare=False)
 
     def tokens(self, task: Task, split: str) -> tuple[list[Tensor], Tensor]:
-        """All examples of a split: their tokens, int64 (L,) each, and int64 labels (n,); kept in memory."""
+        """All examples of a split: their tokens, int64 (L,) each, and labels (n,); kept in memory."""
         source = task.split(split)
         return _tokens(self, task, split, source.sha256, source.rows)
 
@@ -130,5 +130,6 @@ def _tokens(tokens: Tokens, task: Task, split: str, *content: Any) -> tuple[list
     if key not in _kept:
         columns = task.dataset(split).to_dict()
         assert isinstance(columns, dict)
-        _kept[key] = tokens.read(task, columns), torch.tensor(columns["label"], dtype=torch.int64)
+        labels = torch.tensor(columns["label"])  # int64 for classes, float32 for numbers
+        _kept[key] = tokens.read(task, columns), labels
     return _kept[key]

@@ -60,7 +60,7 @@ class DataSet:
         test: the split that is evaluated.
         sizes: examples of (train, test), None where not known.
         columns: our name -> their names, of which the first that is there counts.
-        classes: names in the order of the labels; empty where the label is a number.
+        classes: names in the order of the labels; where the label is a number, how numbers are written.
         prompts: the same as they are written into templates.
         templates: zero-shot prompts with one ``{}``; empty for texts.
         metric: a name in ``fusionlib.bench.meters.METERS``.
@@ -106,6 +106,9 @@ def datasets() -> dict[str, DataSet]:
         if isinstance(classes, int):
             classes, templates = words[name]["names"].split("; "), words[name]["templates"]
             assert len(classes) == facts["classes"], f"classnames.yaml has {len(classes)} classes for {name}"
+        elif isinstance(classes, dict):
+            first, last, step = classes["numbers"]
+            classes = [f"{first + index * step:.1f}" for index in range(round((last - first) / step) + 1)]
         columns = facts.get("columns") or {"image": "image"}
         columns = {"label": "label", **columns}
         found[name] = DataSet(

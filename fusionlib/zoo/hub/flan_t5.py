@@ -1,0 +1,95 @@
+"""Published fine-tunes of Flan-T5 on GLUE, asked as they were fine-tuned: whole models, or LoRA adapters merged in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusionlib.core import CheckpointError, StateDict
+from fusionlib.zoo.adapters import is_adapter, merge_adapter
+from fusionlib.zoo.asking import Questions
+from fusionlib.zoo.files import hash_file
+from fusionlib.zoo.hub.table import datasets
+from fusionlib.zoo.prompts import Prompt
+from fusionlib.zoo.t5 import AnswerHead, T5Backbone, all_names
+from fusionlib.zoo.task import Task
+from fusionlib.zoo.weights import check_keys, read_config, read_weights
+
+LONGEST = 512  # tokens of a question, T5's own length
+
+
+class NumberHead(AnswerHead):
+    """The number that a model says most likely, of those that are a task's answers: for STS-B, 0.0, 0.1, ..., 5.0.
+
+    Deviates: the published numbers come from free generation, in which an answer that is no number counts as wrong.
+    """
+
+    def forward(self, features: Tensor, batch: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits over the vocabulary at each place of the answers, (B, N, vocabulary), to (B,) numbers."""
+        numbers = torch.tensor([float(word) for word in self.answers.words], device=features.device)
+        return numbers[super().forward(features, batch).argmax(dim=-1)]
+
+
+@dataclass(frozen=True)
+class FlanT5Backbone(T5Backbone):
+    """A Flan-T5; its answers to a task of similarity are numbers."""
+
+    def head(self, task: Task, given: Tensor | str | PathLike[str] | None) -> AnswerHead:
+        """The answers of the task; ParameterError for a head that was given, or for a task without a prompt."""
+        head = super().head(task, given)
+        return NumberHead(head.answers) if task.metric == "spearman" else head
+
+
+def read(
+    pretrained: Path, models: Mapping[str, Path]
+) -> tuple[FlanT5Backbone, dict[str, StateDict], dict[str, Tensor]]:
+    """(backbone, task -> weights, no heads) of a Flan-T5 and its fine-tunes.
+
+    Args:
+        pretrained: folder of a ``T5ForConditionalGeneration``, with its tokenizer.json.
+        models: task -> folder of such a model, or of a PEFT adapter for it.
+
+    Raises: CheckpointError, KeyMismatch.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    facts = read_config(pretrained)
+    if facts.get("model_type") != "t5":
+        raise CheckpointError(f"the model in {pretrained} is of type {facts.get('model_type')!r}, not 't5'.")
+    tokenizer = pretrained / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise CheckpointError(f"{tokenizer} is missing. Save the fast tokenizer of the model there.")
+    config = T5Config.from_dict({**facts, "dtype": "float32"})
+    with torch.device("meta"):
+        wanted = T5ForConditionalGeneration(config).state_dict()
+    base = FlanT5Backbone(
+        name=str(pretrained),
+        config=config,
+        state=_state(pretrained, wanted),
+        preprocess=Questions(
+            hash_file(tokenizer),
+            LONGEST,
+            facts["eos_token_id"],
+            facts["pad_token_id"],
+            tokenizer,
+            facts["decoder_start_token_id"],
+            {name: Prompt(data.prompt, data.classes) for name, data in datasets().items() if data.prompt},
+        ),
+    )
+    return base, {task: _tuned(base, folder) for task, folder in models.items()}, {}
+
+
+def _tuned(base: FlanT5Backbone, folder: Path) -> StateDict:
+    return merge_adapter(base, folder) if is_adapter(folder) else _state(folder, base.state)
+
+
+def _state(folder: Path, wanted: Mapping[str, Tensor]) -> StateDict:
+    """The weights in a folder under all the names they have, tied ones sharing storage."""
+    named = all_names({name: tensor.float() for name, tensor in read_weights(folder).items()})
+    check_keys(named, wanted, str(folder))
+    return {name: named[name] for name in wanted}
