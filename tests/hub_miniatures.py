@@ -252,7 +252,9 @@ def t5(seed: int, style: str = "one", *, tokenizer: bool = False) -> dict[str, b
     state["lm_head.weight"] = 0.1 * torch.randn(258, 8)
     if style != "tied":
         state = {name: tensor for name, tensor in state.items() if "embed_tokens" not in name}
-    made = {"config.json": as_json(**config.to_dict()), "generation_config.json": b"{}", **weights(state, style)}
+    facts = {**config.to_dict(), "tie_word_embeddings": False}
+    del facts["scale_decoder_outputs"]  # which transformers makes of it when it reads Flan's file
+    made = {"config.json": as_json(**facts), "generation_config.json": b"{}", **weights(state, style)}
     return made | ({"tokenizer.json": byte_tokenizer("</s>"), "spiece.model": b"slow"} if tokenizer else {})
 
 

@@ -67,10 +67,13 @@ def read(
     config = T5Config.from_dict({**facts, "dtype": "float32"})
     with torch.device("meta"):
         wanted = T5ForConditionalGeneration(config).state_dict()
+    state = _state(pretrained, wanted)
+    # Flan's output layer is its own, which T5Config forgets, and PEFT warns of when it finds the two apart
+    config.tie_word_embeddings = state["lm_head.weight"].data_ptr() == state["shared.weight"].data_ptr()
     base = FlanT5Backbone(
         name=str(pretrained),
         config=config,
-        state=_state(pretrained, wanted),
+        state=state,
         preprocess=Questions(
             hash_file(tokenizer),
             LONGEST,
