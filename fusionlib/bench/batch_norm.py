@@ -55,6 +55,7 @@ def needs(hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
     return frozenset({"inputs"}) if KEYWORD in hyperparameters else frozenset()
 
 
-def source() -> str:
-    """Hash of the code that measures again, for the keys of records."""
-    return hashlib.sha256(inspect.getsource(batch_norm).encode()).hexdigest()[:16]
+def sources(hyperparameters: Mapping[str, Any]) -> list[str]:
+    """Hash of the code that measures again, for the key of a record; nothing where it was not used."""
+    used = KEYWORD in hyperparameters
+    return [hashlib.sha256(inspect.getsource(batch_norm).encode()).hexdigest()[:16]] if used else []

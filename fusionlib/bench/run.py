@@ -54,15 +54,13 @@ def fuse(method: Method, suite: Suite, **hyperparameters: Any) -> nn.Module:
 
     Args:
         method: a name in ``fusionlib.methods``, or a module with ``card`` and ``fuse``.
-        hyperparameters: keyword arguments of the method's ``fuse``; and ``batch_norm="reestimate"``, for models with
-            BatchNorm (see ``fl.reestimate_batch_norm``).
+        hyperparameters: keyword arguments of ``fuse``; ``batch_norm="reestimate"`` (``fl.reestimate_batch_norm``).
     Raises: UnknownName for the method; ParameterError for a hyper-parameter that is unknown, missing or out
         of range, naming the close match; KeyMismatch, NonFiniteError from the weights.
     """
     known = methods.get(method)
     again, given = batch_norm.split_choice(hyperparameters)
-    model = _as_model(_fuser(known, suite, complete(method, given))(), suite)
-    return batch_norm.reestimate_batch_norm(model, suite) if again else model
+    return _as_model(_fuser(known, suite, complete(method, given))(), suite, again)
 
 
 def run(
@@ -108,8 +106,7 @@ def measured(
         if same is not None:
             return dataclasses.replace(same, key=question.key, selected_on=selected_on)
         fusion = Measured(_fuser(known, suite, hyperparameters), suite.device)
-        model = _as_model(fusion.value, suite)
-        model = batch_norm.reestimate_batch_norm(model, suite) if again else model
+        model = _as_model(fusion.value, suite, again)
         start = time.perf_counter()
         counts, metrics = _measure(model, suite, split, limit)
         stored = getattr(model, "stored_parameters", None) or sum(p.numel() for p in model.parameters())
@@ -225,12 +222,13 @@ def _fuser(
     return call
 
 
-def _as_model(fused: StateDict | nn.Module | list[StateDict], suite: Suite) -> nn.Module:
+def _as_model(fused: StateDict | nn.Module | list[StateDict], suite: Suite, again: bool) -> nn.Module:
     if isinstance(fused, list):
         raise ParameterError(
             f"the method returned {len(fused)} models, and one can be measured; call its `fuse` for all of them."
         )
-    return fused.eval() if isinstance(fused, nn.Module) else suite.model(fused)
+    model = fused.eval() if isinstance(fused, nn.Module) else suite.model(fused)
+    return batch_norm.reestimate_batch_norm(model, suite) if again else model
 
 
 def _question(
@@ -254,8 +252,7 @@ def _question(
     if name == "multitask" and suite.multitask is not None:
         # No fusion reads the jointly trained weights, so the suite's fingerprint leaves them out.
         determined_by.append(hash_tensors(suite.multitask))
-    if batch_norm.KEYWORD in values:
-        determined_by.append(batch_norm.source())
+    determined_by += batch_norm.sources(values)
     return Record(
         key=digest([asked, determined_by]),
         method=name,
