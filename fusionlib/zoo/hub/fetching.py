@@ -48,21 +48,22 @@ def fetch(needed: Sequence[Repo], say: Callable[[str], object] = print) -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise unreachable(needed, len(needed), "HF_HUB_OFFLINE is set", "fusionlib fetch ...")
+        missing = [repo for repo in needed if repos.cached(repo) is None]
+        raise unreachable(missing, len(needed), "HF_HUB_OFFLINE is set: set it to 0 for this command", "")
     cache = Path(constants.HF_HUB_CACHE)
     found = {repo: _asking(repo, lambda repo=repo: repos.ask(repo)) for repo in needed}
     absent = {repo: repos.absent(repo, found[repo]) for repo in needed}
     files = sum(len(each.sizes) for each in found.values())
     whole = sum(sum(each.sizes.values()) for each in found.values())
-    missing = sum(sum(sizes.values()) for sizes in absent.values())
+    ahead = sum(sum(sizes.values()) for sizes in absent.values())
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
     say(
-        f"{len(needed)} repositories, {files} files, {_size(whole)} in all; {_size(missing)} of it to download into "
+        f"{len(needed)} repositories, {files} files, {_size(whole)} in all; {_size(ahead)} of it to download into "
         f"{cache}, where {_size(free)} are free."
     )
-    if missing > free:
+    if ahead > free:
         raise CheckpointError(
-            f"{_size(missing)} don't fit into {cache}, where {_size(free)} are free. Make room, or set HF_HOME to a "
+            f"{_size(ahead)} don't fit into {cache}, where {_size(free)} are free. Make room, or set HF_HOME to a "
             "folder on a larger disk."
         )
     for number, repo in enumerate(needed, start=1):
