@@ -151,3 +151,19 @@ def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> No
         click.echo("Nothing to download: these configurations need nothing of the hub.")
         return
     fetch(needed, click.echo)
+
+
+@group.command()
+@click.argument("recipe", metavar="FILE.yaml")
+@click.option("--out", required=True, metavar="FOLDER", help="Where the merged model goes; must not exist yet.")
+@click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Change a hyper-parameter.")
+def merge(recipe: str, out: str, overrides: tuple[tuple[str, str], ...]) -> None:
+    """Merge the models that a file names (method, pretrained, finetuned) into a folder; no tasks needed."""
+    from pathlib import Path
+
+    from fusionlib.bench import merging
+    from fusionlib.press.params import typed
+
+    asked = merging.read_recipe(Path(recipe)) | {key: typed(text) for key, text in overrides}
+    folder = merging.merge(folder=out, **asked)
+    click.echo(f"Merged {len(asked['finetuned'])} models with {asked['method']} into {folder}.")

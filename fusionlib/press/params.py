@@ -107,7 +107,7 @@ def override(configuration: Configuration, pairs: Iterable[tuple[str, str]]) -> 
     Args:
         pairs: (parameter, value as typed); a value is read as YAML, and None, True, False as Python writes them.
     """
-    changed = {key: _typed(text) for key, text in pairs}
+    changed = {key: typed(text) for key, text in pairs}
     if not changed:
         return configuration
     suffix = ",".join(f"{key}={re.sub(r'[^A-Za-z0-9.,_-]+', '_', str(value))}" for key, value in changed.items())
@@ -159,7 +159,8 @@ def _flat(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS
 
 
-def _typed(text: str) -> Any:
+def typed(text: str) -> Any:
+    """A value as typed on the command line, read as YAML; None, True and False as Python writes them."""
     words = {"None": None, "True": True, "False": False}
     if text in words:
         return words[text]
