@@ -45,7 +45,14 @@ def check_parameters() -> None:
             declared, given = _assigned(own), _assigned(injected)
             for name in given:
                 if name not in declared:
-                    raise ParameterError(f"this chapter has no parameter {name!r}.{suggest(name, declared)}")
+                    hint = nested(name) or suggest(name, declared)
+                    raise ParameterError(f"this chapter has no parameter {name!r}.{hint}")
+
+
+def nested(key: str) -> str:
+    """Where what is meant belongs, for keys of ``load_suite`` that are no parameters; empty for others."""
+    own = {"checkpoints": "checkpoint", "heads": "head"}.get(key)
+    return f" Write it with its task: `tasks: {{name: {{data: ..., {own}: ...}}}}`." if own else ""
 
 
 def _assigned(source: str) -> list[str]:

@@ -79,10 +79,11 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
             f"{path} has kind {kind!r}, format {version!r}, which this version does not know; update."
         )
     if kind == "single":
-        return _load_single(source, structure["architecture"])
+        return _load_single(source, structure["architecture"], structure.get("options"))
     if kind == "mixed":
         return _load_mixed(source, structure)
-    members = [_load_single(source / name, structure["architecture"]) for name in structure["members"]]
+    options = structure.get("options")
+    members = [_load_single(source / name, structure["architecture"], options) for name in structure["members"]]
     known: dict[str, Any] = {cls.__name__: cls for cls in (Ensemble, *Ensemble.__subclasses__())}
     if structure["class"] not in known:
         raise CheckpointError(f"{path} names the class {structure['class']!r}. Allowed: {', '.join(known)}.")
@@ -100,13 +101,19 @@ def _save_ensemble(model: Ensemble, folder: Path) -> None:
         "architecture": type(members[0]).__name__,
         "given": model.given(),
         "members": names,
+        **_options(members[0]),
     }
     _write_structure(folder, described)
 
 
 def _save_single(model: nn.Module, folder: Path) -> None:
     _architecture(model).save_pretrained(folder)
-    _write_structure(folder, {"kind": "single", "architecture": type(model).__name__})
+    _write_structure(folder, {"kind": "single", "architecture": type(model).__name__, **_options(model)})
+
+
+def _options(model: nn.Module) -> dict[str, Any]:
+    """What the constructor must be told besides the configuration: that a backbone has no pooler."""
+    return {"options": {"add_pooling_layer": False}} if getattr(model, "pooler", model) is None else {}
 
 
 def _save_mixed(model: nn.Module, folder: Path) -> None:
@@ -137,7 +144,7 @@ def _write_structure(folder: Path, described: dict[str, Any]) -> None:
     (folder / STRUCTURE).write_text(text + "\n", encoding="utf-8")
 
 
-def _load_single(folder: Path, architecture: str) -> nn.Module:
+def _load_single(folder: Path, architecture: str, options: dict[str, Any] | None = None) -> nn.Module:
     from safetensors import SafetensorError
 
     if architecture == DilatedResNet.__name__:
@@ -145,7 +152,7 @@ def _load_single(folder: Path, architecture: str) -> nn.Module:
     cls = _class_of(architecture, folder)
     try:
         model, found = cls.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **(options or {})
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error

@@ -69,7 +69,9 @@ def suite(values: Mapping[str, Any], root: Path) -> str:
 
     device = str(resolve_device(values["device"])) if "device" in values else None
     tasks = values.get("tasks")
-    named = [values.get("backbone"), *(tasks.values() if isinstance(tasks, dict) else ())]
+    entries = tasks.values() if isinstance(tasks, dict) else ()
+    places = [place for entry in entries for place in (entry.values() if isinstance(entry, dict) else [entry])]
+    named = [values.get("backbone"), *places]
     return digest([device, *(_listing(root / Path(name).expanduser()) for name in named if isinstance(name, str))])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fusionlib.bench.notebook import nested
 from fusionlib.core import ParameterError, suggest
 from fusionlib.press.chapters import Chapter
 from fusionlib.press.project import Project
@@ -140,7 +141,9 @@ def check(
                 continue
             known = {*SHARED, *(name for chapter in candidates for name in chapter.parameters)}
             if key not in known:
-                problems.append(f"{where}: no{whose} chapter has a parameter {key!r}.{suggest(key, known)}")
+                problems.append(
+                    f"{where}: no{whose} chapter has a parameter {key!r}.{nested(key) or suggest(key, known)}"
+                )
             for chapter in chapters:
                 wanted = mismatch(value, chapter.parameters[key]) if key in chapter.parameters else None
                 if wanted:

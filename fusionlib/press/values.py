@@ -85,17 +85,30 @@ def _backbone(value: Any, root: Path) -> None:
 
 def _tasks(value: Any, root: Path) -> None:
     from fusionlib.zoo.names import resolve_tasks
+    from fusionlib.zoo.task_entries import unpack
 
     if isinstance(value, dict):
         if not value or any(type(task) is not str for task in value):
             raise FusionError(f"tasks={value!r} must name at least one task, each followed by the folder of its data.")
-        for task, path in value.items():
-            if not isinstance(path, str) or not (root / Path(path).expanduser()).exists():
-                raise FusionError(f"tasks: the data of {task!r} should be at {path!r}, and there is nothing there.")
+        places, checkpoints, heads = unpack(value)
+        assert isinstance(places, dict)
+        for what, held in (("data", places), ("checkpoint", checkpoints or {}), ("head", heads or {})):
+            for task, path in held.items():
+                if path is not None and not _findable(str(path), root):
+                    raise FusionError(
+                        f"tasks: the {what} of {task!r} should be at {path!r}, and there is nothing there."
+                    )
         return
     if not isinstance(value, (str, list)) or (isinstance(value, list) and any(type(v) is not str for v in value)):
         raise FusionError(f"tasks={value!r} must be the name of a set or a list of names of tasks.")
     resolve_tasks(value)
+
+
+def _findable(path: str, root: Path) -> bool:
+    """Whether something is there, or it is written as a hub id or a name of open_clip's."""
+    from fusionlib.zoo.locate import is_hub_id
+
+    return (root / Path(path).expanduser()).exists() or is_hub_id(path) or ":" in path
 
 
 def _seeds(value: Any) -> None:

@@ -61,3 +61,24 @@ def fetch(name: str, what: str, weights: tuple[str, str] = WEIGHTS) -> Path:
             f"({reason_of(error)}) Check the spelling; without a network, run `hf download {repo.name}` once where "
             "there is one (and unset HF_HUB_OFFLINE there), or copy the repository and give its folder."
         ) from error
+
+
+def is_hub_id(name: str | PathLike[str]) -> bool:
+    """Whether it is written as the hub's ids are, ``owner/name``."""
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
+
+
+def fetch_data(name: str, what: str) -> Path:
+    """The local copy of a hub data set's Parquet files, fetched if need be; CheckpointError if that can't be."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet"]))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"the {what}, {name!r}, is neither a local path nor a hub data set that can be fetched now ({reason}) "
+            f"Check the spelling; without a network, run `hf download --repo-type dataset {name}` once where there is "
+            "one (and unset HF_HUB_OFFLINE there), or copy its Parquet files and give their folder."
+        ) from error

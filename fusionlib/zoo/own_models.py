@@ -22,8 +22,9 @@ _TEXT = ("text_model.", "text_projection.", "logit_scale")
 _PROJECTION = "visual_projection.weight"
 
 
-def own_backbone(name: str | PathLike[str]) -> ClipBackbone:
-    """A backbone from a local folder or the hub: a CLIP vision model with projection, a full CLIP, or open_clip's.
+def own_backbone(name: str | PathLike[str]) -> Backbone:
+    """A backbone from a local folder or the hub: a CLIP vision model with projection, a full CLIP, open_clip's, or of
+    an architecture that has sequence or image classifiers.
 
     Raises: CheckpointError, KeyMismatch, UnknownName.
     """
@@ -40,10 +41,9 @@ def own_backbone(name: str | PathLike[str]) -> ClipBackbone:
     elif kind == "clip_vision_model":
         facts_vision = facts
     else:
-        raise CheckpointError(
-            f"the backbone in {folder} is of type {kind!r}; 'clip' (CLIPModel) and 'clip_vision_model' "
-            "(CLIPVisionModelWithProjection) can be used."
-        )
+        from fusionlib.zoo.own_classifiers import classifier_backbone
+
+        return classifier_backbone(str(name), folder)
     config = CLIPVisionConfig.from_dict({**facts_vision, "dtype": "float32"})
     wanted = build_wanted(config)
     found = read_weights(folder)

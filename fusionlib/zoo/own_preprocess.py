@@ -65,7 +65,8 @@ def _sizes(settings: dict[str, Any], path: Path) -> tuple[int, int, int | None]:
     size = {"shortest_edge": size} if isinstance(size, int) else size
     crop = settings.get("crop_size", 224)
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    crops, resizes = settings.get("do_center_crop", True), settings.get("do_resize", True)
+    whole = "height" in size and "crop_size" not in settings  # ViT's processor has no crop, and says nothing of it
+    crops, resizes = settings.get("do_center_crop", not whole), settings.get("do_resize", True)
     if resizes and crops and "shortest_edge" in size:
         return crop["height"], crop["width"], size["shortest_edge"]
     if resizes and "height" in size and (not crops or crop == size):

@@ -1,4 +1,4 @@
-"""A user's own task, read from Parquet files or from a folder of pictures sorted by class."""
+"""A user's own task, of pictures or texts: Parquet files, a folder of pictures sorted by class, or a hub data set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from fusionlib.core import CheckpointError, ParameterError
 from fusionlib.zoo.files import hash_files
+from fusionlib.zoo.locate import fetch_data, is_hub_id
 from fusionlib.zoo.task import Split, Task, read_dataset
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ _SEED = 0  # of the shuffle and of the part of train that becomes val
 
 
 def own_task(name: str, path: str | PathLike[str]) -> Task:
-    """A task from a Parquet file, a folder of Parquet files, or an imagefolder (``split/class/picture``).
+    """A task from a Parquet file, a folder of Parquet files, an imagefolder (``split/class/picture``), or a hub id.
+
+    Its columns are ``label`` and ``image``, ``text``, or ``text_a`` and ``text_b``.
 
     Splits are told by words in the names of files or folders: train, val (valid, validation, dev), test. One
     file without such a word is the test split. Where there is train but no val, a seeded tenth of train becomes
@@ -34,9 +37,7 @@ def own_task(name: str, path: str | PathLike[str]) -> Task:
         CheckpointError: nothing is there, or no pictures or Parquet files.
         ParameterError: the test split or a column is missing, or labels have no or differing class names.
     """
-    source = Path(path).expanduser().absolute()
-    if not source.exists():
-        raise CheckpointError(f"the data of task {name!r} should be in {source}, but nothing is there. Check the path.")
+    source = _locate(name, path)
     builder, files = _files(name, source)
     if "test" not in files:
         raise ParameterError(
@@ -46,9 +47,11 @@ def own_task(name: str, path: str | PathLike[str]) -> Task:
     root = source if source.is_dir() else source.parent
     splits: dict[str, Split] = {}
     classes: dict[str, tuple[str, ...]] = {}
+    modality = "image"
     for split in (split for split in ("train", "val", "test") if split in files):
         paths = sorted(files[split])
         dataset = read_dataset(builder, tuple(map(str, paths)))
+        modality = _modality(name, split, dataset)
         classes[split] = _classes(name, split, dataset)
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(_SEED)).tolist()
         splits[split] = Split(builder, tuple(map(str, paths)), hash_files(paths, root), tuple(rows))
@@ -62,7 +65,17 @@ def own_task(name: str, path: str | PathLike[str]) -> Task:
         note = f"val is a random tenth of train ({tenth} of {len(rows)} examples, seed {_SEED}), taken out of it"
     names = classes["test"]
     prompts = tuple(re.sub(r"[_-]+", " ", each) for each in names)
-    return Task(name, names, splits, prompts, TEMPLATES, note=note)
+    templates = TEMPLATES if modality == "image" else ()
+    return Task(name, names, splits, prompts, templates, modality=modality, note=note)
+
+
+def _locate(name: str, path: str | PathLike[str]) -> Path:
+    source = Path(path).expanduser().absolute()
+    if source.exists():
+        return source
+    if is_hub_id(path):
+        return fetch_data(str(path), f"data of task {name!r}")
+    raise CheckpointError(f"the data of task {name!r} should be in {source}, but nothing is there. Check the path.")
 
 
 def _files(name: str, source: Path) -> tuple[str, dict[str, list[Path]]]:
@@ -100,17 +113,29 @@ def _split_of(name: str) -> str | None:
     return words[-1] if words else None
 
 
+def _modality(name: str, split: str, dataset: Dataset) -> str:
+    columns = dataset.features
+    if "image" in columns:
+        return "image"
+    if "text" in columns or {"text_a", "text_b"} <= columns.keys():
+        return "text"
+    raise ParameterError(
+        f"the {split} split of task {name!r} has no column 'image', no 'text', and not both of 'text_a' and 'text_b': "
+        f'found {", ".join(columns)}. Rename it with dataset.rename_column("...", "image").'
+    )
+
+
 def _classes(name: str, split: str, dataset: Dataset) -> tuple[str, ...]:
     from datasets import ClassLabel, Image
 
     columns = dataset.features
     for column, kind in (("image", Image), ("label", ClassLabel)):
-        if column not in columns:
+        if column == "label" and column not in columns:
             raise ParameterError(
                 f"the {split} split of task {name!r} has no column {column!r}: found {', '.join(columns)}. Rename it "
                 f'with dataset.rename_column("...", "{column}").'
             )
-        if not isinstance(columns[column], kind):
+        if column in columns and not isinstance(columns[column], kind):
             raise ParameterError(
                 f"column {column!r} of the {split} split of task {name!r} is {columns[column]}, not {kind.__name__}. "
                 f'Cast it with dataset.cast_column("{column}", datasets.{kind.__name__}(...)) and save it again.'

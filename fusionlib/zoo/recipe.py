@@ -48,7 +48,7 @@ class Recipe:
 RECIPES = {  # of tiny-clip
     "full": Recipe(),
     "lora": Recipe(learning_rate=1e-3, rank=16),
-    L_LORA: Recipe(learning_rate=3e-3, weight_decay=0.0, rank=16),  # decay would move A, which has no effect
+    L_LORA: Recipe(learning_rate=1e-2, weight_decay=0.0, rank=16),  # decay would move A, which has no effect
     JOINT: Recipe(steps=700, batch_size=16, learning_rate=5e-4),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.recipe import L_LORA
 from fusionlib.zoo.suite_types import Suite, SuiteSpec
 from fusionlib.zoo.task import Task, embedded_task
+from fusionlib.zoo.task_entries import Place, unpack
 
 __all__ = ["Batch", "Suite", "SuiteSpec", "load_suite"]
 
@@ -30,7 +32,7 @@ Paths = Mapping[str, str | PathLike[str]]
 
 def load_suite(
     backbone: str | PathLike[str] = "tiny-clip",
-    tasks: str | Iterable[str] | Paths = "tiny8",
+    tasks: str | Iterable[str] | Mapping[str, Any] = "tiny8",
     *,
     tuning: str = "full",
     seed: int = 0,
@@ -47,10 +49,11 @@ def load_suite(
     Args:
         backbone: "tiny-clip", "tiny-gpt2", "tiny-t5", "tiny-nyu", a published one ("clip-vit-base-patch32", "gpt2",
             see ``data/hub.yaml``), a local folder, or a hub id, of a CLIP vision model with projection or a full CLIP;
-            or open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file".
+            or open_clip's: "hf-hub:...", "local-dir:...", "open_clip:architecture:file"; or of any model that has
+            classifiers.
         tasks: a named set ("tiny8", "tiny-unseen"; of tiny-gpt2 "tiny-text7", of tiny-t5 "tiny-text5", of tiny-nyu
-            "tiny-nyu3"; published "ta8", "tall20", "glue7"), a list of task names, or own task -> Parquet/imagefolder
-            path.
+            "tiny-nyu3"; published "ta8", "tall20", "glue7"), a list of task names, or own task -> Parquet or
+            imagefolder path, hub id of a data set, or ``{"data": ..., "checkpoint": ..., "head": ...}``.
         tuning: "full", "lora", "l-lora" (adapters of models that are linearised in them), or "none" (no
             fine-tunes: data and heads alone).
         seed: of the embedded fine-tunes, 0 or greater; it only labels your own.
@@ -66,6 +69,7 @@ def load_suite(
     where = names.resolve_device(device)
     names.check_tuning(tuning)
     names.check_seed(seed)
+    tasks, checkpoints, heads = unpack(tasks, checkpoints, heads)
     asked = loading.asked(backbone, tasks)
     chosen, tasks_name = ((), asked.tasks_name) if asked.names else _tasks(tasks)
     ordered = asked.names or tuple(task.name for task in chosen)
@@ -84,7 +88,7 @@ def load_suite(
     _check_modality(base, chosen)
     if base.metric != "accuracy":
         chosen = tuple(replace(task, metric=base.metric) if task.metric == "accuracy" else task for task in chosen)
-    given: dict[str, GivenHead] = {name: (heads or {}).get(name) for name in ordered}
+    given: dict[str, Any] = {name: (heads or {}).get(name) for name in ordered}
     made = {} if base.learns_heads else {task.name: base.head(task, given[task.name]) for task in chosen}
     finetuned: dict[str, StateDict] = {}
     identities: list[str] = []
@@ -101,7 +105,8 @@ def load_suite(
             )
         if multitask:
             raise ParameterError("multitask=True trains the embedded backbone jointly; with checkpoints= leave it out.")
-        finetuned = _own(base, ordered, checkpoints)
+        finetuned, theirs = _own(base, chosen, checkpoints)
+        given |= theirs
         identities = [hash_tensors(state) for state in finetuned.values()]
     elif published and published.finetuned:
         if multitask:
@@ -135,12 +140,13 @@ def load_suite(
     )
 
 
-def _tasks(tasks: str | Iterable[str] | Paths) -> tuple[tuple[Task, ...], str | None]:
+def _tasks(tasks: str | Iterable[str] | Mapping[str, Place | None]) -> tuple[tuple[Task, ...], str | None]:
     if isinstance(tasks, Mapping):
         from fusionlib.zoo.own_tasks import own_task
 
         names.check_distinct(tuple(tasks))
-        return tuple(own_task(name, path) for name, path in tasks.items()), None
+        places = tasks.items()
+        return tuple(embedded_task(name) if path is None else own_task(name, path) for name, path in places), None
     chosen, tasks_name = names.resolve_tasks(tasks)
     return tuple(embedded_task(name) for name in chosen), tasks_name
 
@@ -162,14 +168,23 @@ def _check_modality(base: Backbone, tasks: tuple[Task, ...]) -> None:
         raise ParameterError(f"{base.name!r} reads {kind}s, and {', '.join(odd)} can't be read as {kind}s.")
 
 
-def _own(base: Backbone, tasks: tuple[str, ...], checkpoints: Paths) -> dict[str, StateDict]:
-    if not isinstance(base, ClipBackbone):
-        raise ParameterError(
-            f"checkpoints= is for CLIP models so far; {base.name} has fine-tunes that are made for it. Leave it out."
-        )
-    from fusionlib.zoo.own_models import own_finetuned
+def _own(
+    base: Backbone, tasks: tuple[Task, ...], checkpoints: Paths
+) -> tuple[dict[str, StateDict], dict[str, nn.Module]]:
+    """Weights and, of classifiers, heads of a user's fine-tunes."""
+    if isinstance(base, ClipBackbone):
+        from fusionlib.zoo.own_models import own_finetuned
 
-    return own_finetuned(base, tasks, checkpoints)
+        return own_finetuned(base, [task.name for task in tasks], checkpoints), {}
+    from fusionlib.zoo.classifiers import ClassifierBackbone
+    from fusionlib.zoo.own_classifiers import own_classifiers
+
+    if not isinstance(base, ClassifierBackbone):
+        raise ParameterError(
+            f"checkpoints= is for CLIP models and classifiers; {base.name} has fine-tunes that are made for it. Leave "
+            "it out."
+        )
+    return own_classifiers(base, tasks, checkpoints)
 
 
 def _no_finetunes(base: Backbone, tasks: tuple[Task, ...]) -> ParameterError:
