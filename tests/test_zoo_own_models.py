@@ -258,9 +258,14 @@ def test_places_that_are_not_there(name, error, message):
 
 
 def test_other_architectures_and_files_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    with pytest.raises(CheckpointError, match="of type 'resnet'; 'clip'"):
-        fl.load_suite(tmp_path, TASKS, tuning="none", device="cpu")
+    for kind, message in (
+        ("whisper_", "of type 'whisper_', unknown to transformers"),
+        ("vits", "of type 'vits', of which transformers has no sequence or image classifier.*fl.merge"),
+        ("resnet", "this 'resnet' does not say the size of its pictures"),
+    ):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        with pytest.raises(CheckpointError, match=message):
+            fl.load_suite(tmp_path, TASKS, tuning="none", device="cpu")
     with pytest.raises(CheckpointError, match="is a file; give the folder"):
         fl.load_suite(tmp_path / "config.json", TASKS, tuning="none", device="cpu")
     (tmp_path / "config.json").write_text("{")

@@ -41,6 +41,11 @@ def classifier_backbone(name: str, folder: Path) -> ClassifierBackbone:
             "CLIP models and classifiers can be evaluated on tasks; any others can be merged with fl.merge."
         )
     texts = auto is AutoModelForSequenceClassification
+    if not texts and not isinstance(getattr(config, "image_size", None), int):
+        raise CheckpointError(
+            f"the configuration of this {kind!r} does not say the size of its pictures (image_size), so they can't be "
+            "prepared for it. Models that take any size can be merged with fl.merge."
+        )
     preprocess = cast(Reading, read_texts(folder, config) if texts else read_preprocess(folder, config))
     prefix = auto._model_mapping[type(config)].base_model_prefix + "."
     model = load_complete(auto, folder, prefix)
