@@ -73,8 +73,12 @@ def fetch_data(name: str, what: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet"]))
+        found = snapshot_download(
+            repository, revision=revision or None, repo_type="dataset", allow_patterns=["*.parquet"]
+        )
+        return Path(found)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
