@@ -34,7 +34,7 @@ def classifier_backbone(name: str, folder: Path) -> ClassifierBackbone:
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"the backbone in {folder} is of type {kind!r}, unknown to transformers.") from error
     autos: tuple[Any, ...] = (AutoModelForSequenceClassification, AutoModelForImageClassification)
-    auto = next((auto for auto in autos if type(config) in auto._model_mapping), None)
+    auto: Any = next((auto for auto in autos if type(config) in auto._model_mapping), None)
     if auto is None:
         raise CheckpointError(
             f"the backbone in {folder} is of type {kind!r}, of which transformers has no sequence or image classifier. "
@@ -47,7 +47,8 @@ def classifier_backbone(name: str, folder: Path) -> ClassifierBackbone:
             "prepared for it. Models that take any size can be merged with fl.merge."
         )
     preprocess = cast(Reading, read_texts(folder, config) if texts else read_preprocess(folder, config))
-    prefix = auto._model_mapping[type(config)].base_model_prefix + "."
+    classifier = cast(Any, auto._model_mapping[type(config)])
+    prefix = classifier.base_model_prefix + "."
     model = load_complete(auto, folder, prefix)
     state = {key: value.detach() for key, value in trunk(model).state_dict().items()}
     found = ClassifierBackbone(name, config, state, preprocess, folder=folder, auto=auto)
