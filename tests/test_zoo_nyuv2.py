@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from nyuv2_miniature import arrays, write_folder
 
 import fusionlib as fl
 from fusionlib.core import CheckpointError, ParameterError
@@ -16,28 +17,9 @@ CPU = torch.device("cpu")
 READ = Scenes(288, 384, (0.0,) * 3, (1.0,) * 3)
 
 
-def arrays(seed):
-    rng = np.random.default_rng(seed)
-    label = rng.integers(-1, 13, (288, 384)).astype(np.float32)
-    depth = rng.uniform(0, 4, (288, 384, 1)).astype(np.float32)
-    normal = rng.normal(size=(288, 384, 3)).astype(np.float32)
-    return {
-        "image": rng.uniform(size=(288, 384, 3)).astype(np.float32),
-        "label": label,
-        "depth": depth,
-        "normal": normal,
-    }
-
-
 @pytest.fixture
 def folder(tmp_path):
-    for split, count in (("train", 3), ("val", 11)):
-        for index in range(count):
-            for kind, values in arrays(100 * (split == "val") + index).items():
-                path = tmp_path / split / kind / f"{index}.npy"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, values)
-    return tmp_path
+    return write_folder(tmp_path)
 
 
 def test_every_task_reads_its_truth_in_the_order_of_the_numbers(folder):
