@@ -12,6 +12,8 @@ import fusionlib  # noqa: F401  - before anything that imports torchvision
 
 ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
+# Chapters of text suites keep their tasks whatever smoke.yaml says; two fine-tunes each are enough here.
+TEXTS = {"tiny_gpt2": "tiny-text7", "gpt2": "tiny-text7", "tiny_t5": "tiny-text5", "flan_t5": "tiny-text5"}
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +38,12 @@ def smoke_project(tmp_path_factory, smoke_environment):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, root / name)
+    for chapter, tasks in TEXTS.items():
+        path = root / "book" / "suites" / f"{chapter}.ipynb"
+        text = path.read_text(encoding="utf-8")
+        fewer = text.replace(f'tasks = \\"{tasks}\\"', 'tasks = [\\"reviews\\", \\"question\\"]')
+        assert fewer != text, f"{chapter} does not name {tasks}"
+        path.write_text(fewer, encoding="utf-8")
     command = [*FUSIONLIB, "run", "--params", "smoke"]
     done = subprocess.run(command, cwd=root, env=smoke_environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
