@@ -19,6 +19,8 @@ PAGES = [
     "book/suites/lora",
     "book/suites/tiny_gpt2",
     "book/suites/tiny_t5",
+    "book/suites/tiny_nyu",
+    "book/suites/clip",
     "book/methods/simple_ensemble",
     "book/methods/task_arithmetic",
     "book/methods/ties_merging",
@@ -27,6 +29,7 @@ PAGES = [
     "book/results/published",
     "book/results/leaderboard",
     "book/howto/own_checkpoints",
+    "book/howto/merge_your_own",
     "book/references",
 ]
 
