@@ -84,3 +84,14 @@ def test_the_cost_of_a_call():
     assert measured.value.shape == (1 << 24,) and measured.seconds > 0
     # the ones and their sum: two times 64 MiB, where the operating system tells
     assert measured.peak_memory is None or measured.peak_memory > 100 * 2**20
+
+
+def test_memory_that_was_freed_before_counts_again():
+    """Many small tensors, which the allocator would keep: taken anew, they are 16 MiB again."""
+
+    def take():
+        return [torch.ones(1 << 10) for _ in range(1 << 12)]
+
+    take()
+    measured = Measured(take, torch.device("cpu"))
+    assert measured.peak_memory is None or measured.peak_memory > 12 * 2**20

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -20,8 +24,8 @@ class Measured(Generic[T]):
         value: what the call returned.
         seconds: wall time, with the device's work finished.
         peak_memory: bytes at the highest point beyond those in use before the call. On CUDA exact, as the
-            allocator counts; on Linux the rise of the process's resident memory, which misses what the
-            allocator had kept from before; None elsewhere.
+            allocator counts; on Linux the rise of the process's resident memory, after what the allocator kept
+            from before was given back; None elsewhere.
     """
 
     def __init__(self, call: Callable[[], T], device: torch.device) -> None:
@@ -40,11 +44,20 @@ def _reset(device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    _give_back()
     try:
         _CLEAR.write_text("5")  # sets the high-water mark to what is resident now
     except OSError:
         return None
     return _resident("VmHWM")
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system, so that memory counts as taken when it is taken again."""
+    if sys.platform == "linux":
+        gc.collect()
+        with suppress(AttributeError):  # a C library other than GNU's may have no such function
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak(device: torch.device) -> int | None:
