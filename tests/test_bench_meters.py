@@ -10,6 +10,7 @@ import fusionlib as fl
 from fusionlib.bench.evaluate import measure_task
 from fusionlib.bench.meters import make_meter
 from fusionlib.core import ParameterError, UnknownName
+from fusionlib.zoo.suite_types import SuiteSpec
 
 
 def measured(metric, *batches):
@@ -63,3 +64,18 @@ def test_records_and_tables_hold_further_measurements(tmp_path, monkeypatch):
     assert found[0].metrics == {"a": measure_task(suite.model(), suite, "a")[1]}
     assert fl.tables.by_metric(found).columns == ["Method", "a: matthews"]
     assert fl.references(suite)[0].metrics == found[0].metrics
+
+
+def test_the_table_of_measurements_is_the_same_for_records_that_were_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
+    tasks = [replace(task, metric="matthews") for task in toy_suite().tasks]
+    suite = toy_suite(tasks=tuple(reversed(tasks)), spec=SuiteSpec("toy", ("b", "a"), None, "full", 0))
+    fresh, read = fl.references(suite), fl.references(suite)
+    assert fl.tables.by_metric(fresh).columns == ["Method", "b: matthews", "a: matthews"]
+    monkeypatch.setattr("fusionlib.bench.records._read", {})
+    again = fl.records.read(backbone="toy")
+    assert (
+        fl.tables.by_metric(again).columns
+        == fl.tables.by_metric(read).columns
+        == ["Method", "b: matthews", "a: matthews"]
+    )

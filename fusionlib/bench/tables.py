@@ -73,7 +73,9 @@ def by_metric(records: Iterable[Record], fmt: str = "{:.3f}") -> Table:
     Raises: ParameterError, if nothing was measured besides.
     """
     ordered = ordered_rows(records)
-    named = [(task, name) for task, values in ordered[0].first.metrics.items() for name in values]
+    # a record that was read has its names sorted, a fresh one not yet: the table is the same for both
+    first = ordered[0].first
+    named = [(task, name) for task in first.tasks for name in sorted(first.metrics.get(task, {}))]
     if not named:
         raise ParameterError("these records hold counts alone; by_task shows them.")
     body = [
