@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from fusionlib.zoo.hub import retrying
 
 _API = re.compile(r"/api/(models|datasets)/(?P<id>[^/]+(/[^/]+)?)/(?P<what>revision|tree)/(?P<revision>[^/]+)(/.*)?")
 _FILE = re.compile(r"/(?P<data>datasets/)?(?P<id>[^/]+(/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -73,6 +80,21 @@ def serve(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def connected(hub: Hub, folder: Path) -> Iterator[Hub]:
+    """The hub's client talks to the stand-in, without waiting, and all that is kept is kept below ``folder``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSIONLIB_HOME", str(folder / "home"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(retrying, "PAUSES", (0.0, 0.0))
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,7 +2,6 @@
 
 import functools
 
-import huggingface_hub
 import pytest
 import torch
 from hub_miniatures import (
@@ -18,12 +17,11 @@ from hub_miniatures import (
     t5,
     t5_targets,
 )
-from hub_standin import Hub, serve
-from huggingface_hub import constants
+from hub_standin import Hub, connected, serve
 from nyuv2_miniature import write_folder
 
 import fusionlib as fl
-from fusionlib.zoo.hub import retrying, table
+from fusionlib.zoo.hub import table
 from fusionlib.zoo.nyuv2_training import nyuv2_suite, train_nyuv2
 from fusionlib.zoo.resnet import DilatedResNet, ResNetConfig
 
@@ -75,16 +73,8 @@ def hub():
 @pytest.fixture(scope="module")
 def online(hub, tmp_path_factory):
     """The hub's client is made to talk to the stand-in, with a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSIONLIB_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr(retrying, "PAUSES", (0.0, 0.0))
-        huggingface_hub.close_session()
+    with connected(hub, tmp_path_factory.mktemp("online")):
         yield hub
-        huggingface_hub.close_session()
 
 
 SUITES = [

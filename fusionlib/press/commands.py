@@ -154,6 +154,19 @@ def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> No
 
 
 @group.command()
+@click.option("--params", required=True, metavar="X.yaml", help="A configuration: a file, or a name in params/.")
+@click.option("--task", required=True, metavar="NAME", help="The task of it to train on.")
+@click.option("--out", metavar="FOLDER", help="Where it goes; by default among fusionlib's checkpoints.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="By default the configuration's first.")
+@click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Change a parameter.")
+def train(params: str, task: str, out: str | None, seed: int | None, overrides: tuple[tuple[str, str], ...]) -> None:
+    """Fine-tune a configuration's backbone on one of its tasks by the published recipe; goes on where it stopped."""
+    from fusionlib.press import training
+
+    click.echo(f"The fine-tune is in {training.train(params, overrides, task, out, seed)}.")
+
+
+@group.command()
 @click.argument("recipe", metavar="FILE.yaml")
 @click.option("--out", required=True, metavar="FOLDER", help="Where the merged model goes; must not exist yet.")
 @click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Change a hyper-parameter.")

@@ -18,6 +18,7 @@ _LAZY = {
     "CosineHead": "fusionlib.zoo.heads",
     "prepare": "fusionlib.zoo.preparing",
     "missing": "fusionlib.zoo.preparing",
+    "train": "fusionlib.zoo.training",
     "train_nyuv2": "fusionlib.zoo.nyuv2_training",
     "nyuv2_suite": "fusionlib.zoo.nyuv2_training",
 }
@@ -32,6 +33,7 @@ __all__ = [
     "missing",
     "nyuv2_suite",
     "prepare",
+    "train",
     "train_nyuv2",
 ]
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from fusionlib.zoo.preparing import missing, prepare
     from fusionlib.zoo.suite import Suite, SuiteSpec, load_suite
     from fusionlib.zoo.task import Task
+    from fusionlib.zoo.training import train
 
 if "ipykernel" in sys.modules:
     # In a notebook tqdm.auto, which transformers and datasets import, warns that ipywidgets would be nicer.

@@ -17,13 +17,12 @@ from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapters import merge_adapter
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.files import hash_file, hash_tensors
-from fusionlib.zoo.heads import head_tensors, read_head_state
+from fusionlib.zoo.heads import HEADS, head_tensors, read_head_state
 from fusionlib.zoo.job import Job
 from fusionlib.zoo.l_lora import LinearizedClip
 from fusionlib.zoo.weights import check_keys, like, read_weights
 
 FACTS = "fusionlib.json"
-HEADS = "heads.safetensors"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ class ClassifierHead(nn.Module):
         finally:
             given.features = None
         return logits if self.order is None else logits[:, self.order]
+
+
+def whole(trunk: nn.Module, head: ClassifierHead) -> Any:
+    """The classifier that a backbone and a head taken out of one make together; ``head`` can't be used afterwards."""
+    setattr(head.rest, head.rest.base_model_prefix, trunk)
+    return head.rest
 
 
 class _Given(nn.Module):
@@ -90,6 +97,16 @@ class ClassifierBackbone(Backbone):
             f"there is no head for task {task.name!r}: heads of {self.name!r} come with its fine-tunes. Pass "
             f"checkpoints={{{task.name!r}: folder of a {self.auto.__name__.removeprefix('Auto')}}}."
         )
+
+    def start_head(self, task: Task, seed: int) -> nn.Module:
+        """A new head as transformers initialises it, with the task's classes as its labels."""
+        config = copy.deepcopy(self.config)
+        config.id2label = dict(enumerate(task.classes))
+        config.label2id = {name: index for index, name in config.id2label.items()}
+        config.update(self._padding())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ClassifierHead(self.auto.from_config(config))
 
     def classifier(self, folder: Path, task: Task) -> tuple[StateDict, nn.Module]:
         """The weights of the backbone and the head of a fine-tune, whole or a PEFT adapter with its head.

@@ -15,6 +15,7 @@ from fusionlib.ops.modules import output_tensor, predict
 from fusionlib.zoo.adapters import wrap
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.l_lora import LinearizedClip
+from fusionlib.zoo.layer_lora import LayerLinearizedClip
 from fusionlib.zoo.losses import Loss
 from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.recipe import Recipe
@@ -44,6 +45,8 @@ def finetune(
     on_step: Callable[[int], None] = lambda step: None,
     device: torch.device = CPU,
     factor: Callable[[int, Recipe], float] | None = None,
+    every: int | None = None,
+    mixed: bool = False,
 ) -> Trained:
     """Train on one task, or on several at once with equal shares of the batch.
 
@@ -53,10 +56,12 @@ def finetune(
         heads: one per task; those that have parameters are trained too, in place.
         recipe: the settings.
         seed: of the batches and of LoRA's initial weights.
-        snapshot: file written every ``SNAPSHOT_STEPS`` steps; if it exists, training goes on from it.
+        snapshot: file written now and then; if it exists, training goes on from it.
         on_step: called with the number of finished steps.
         device: where to train; the model and the heads stay there.
         factor: (step, recipe) -> factor on the learning rate; ``schedule`` if None.
+        every: steps between two snapshots; ``SNAPSHOT_STEPS`` if None.
+        mixed: run the model, not its heads, in bfloat16 where the device is CUDA; weights stay float32.
 
     Raises: CheckpointError if the snapshot can't be read.
     """
@@ -83,11 +88,11 @@ def finetune(
         batch, labels = _to(device, *draw(step, generator))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(1_000_003 * seed + step)  # of dropout, where there is some
-            _backward(model, heads, losses, batch, labels)
+            _backward(model, heads, losses, batch, labels, mixed and device.type == "cuda")
         torch.nn.utils.clip_grad_norm_(free.values(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % SNAPSHOT_STEPS == 0 and step + 1 < recipe.steps:
+        if (step + 1) % (every or SNAPSHOT_STEPS) == 0 and step + 1 < recipe.steps:
             spent = before + time.perf_counter() - started
             save_snapshot(snapshot, step + 1, spent, free, buffers, optimizer, generator)
         on_step(step + 1)
@@ -103,6 +108,8 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 def _trainable(backbone: Backbone, recipe: Recipe, seed: int) -> nn.Module:
     model = backbone.build()
+    if isinstance(backbone, LayerLinearizedClip):
+        return backbone.start(recipe)
     if recipe.rank is None or isinstance(backbone, LinearizedClip):  # whose parameters are the adapter's alone
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(recipe.frozen))
@@ -127,10 +134,16 @@ def _to(device: torch.device, batch: Batch, labels: list[Tensor]) -> tuple[Batch
 
 
 def _backward(
-    model: nn.Module, heads: Sequence[nn.Module], losses: Sequence[Loss], batch: Batch, labels: list[Tensor]
+    model: nn.Module,
+    heads: Sequence[nn.Module],
+    losses: Sequence[Loss],
+    batch: Batch,
+    labels: list[Tensor],
+    mixed: bool,
 ) -> None:
     """Forward all tasks' examples together, then the mean of the tasks' losses under their own heads; backward."""
-    features = output_tensor(model(**batch))
+    with torch.autocast(labels[0].device.type, torch.bfloat16, enabled=mixed):
+        features = output_tensor(model(**batch)).float()
     found, start = [], 0
     for head, loss, answers in zip(heads, losses, labels, strict=True):
         rows = slice(start, start := start + len(answers))
@@ -142,7 +155,8 @@ def _backward(
 def accuracy(model: nn.Module, backbone: Backbone, task: Task, head: nn.Module, split: str) -> tuple[int, int]:
     """(correct, total) of a model on one split."""
     correct = total = 0
-    for batch, labels in backbone.preprocess.batches(task, split, None, EVALUATED, CPU):
+    device = next(model.parameters()).device
+    for batch, labels in backbone.preprocess.batches(task, split, None, EVALUATED, device):
         correct += int((predict(model, head, batch).argmax(-1) == labels).sum())
         total += len(labels)
     return correct, total

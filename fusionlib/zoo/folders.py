@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -74,22 +75,13 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
         optional: missing weights outside of this prefix are fine; empty means that none is.
         options: of ``from_pretrained``, such as ``num_labels``.
     """
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with silent_transformers(), torch.random.fork_rng(devices=[]):
             model, about = cls.from_pretrained(
                 str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"the model in {folder} can't be read: {str(error).strip()}") from error
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
     absent = sorted(key for key in about["missing_keys"] if key.startswith(optional))
     if absent:
         raise CheckpointError(
@@ -97,6 +89,22 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
             "config.json belongs to another model, or the weights are incomplete: save the model again."
         )
     return model.eval()
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Without the bars and notes of transformers; the user's choice comes back."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def adapt(model: nn.Module, folder: Path) -> nn.Module:

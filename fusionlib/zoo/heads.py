@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fusionlib.zoo.backbone import ClipBackbone, GivenHead
 
 
+HEADS = "heads.safetensors"  # the file beside a fine-tune's weights, where heads are trained along
+
+
 class CosineHead(nn.Module):
     """Scores of classes: ``logit_scale`` times the cosine of the features and each class's vector.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -94,14 +94,13 @@ class Preprocess:
 
     def drawing(self, tasks: Sequence[Task], recipe: Recipe, seed: int) -> Draw:
         """Batches drawn with replacement, from the generator alone."""
-        data = [[torch.cat(parts) for parts in zip(*pixels(task, "train", self), strict=True)] for task in tasks]
+        data = [_training(task, self) for task in tasks]
 
         def draw(step: int, generator: torch.Generator) -> tuple[Batch, list[Tensor]]:
-            drawn = [torch.randint(len(labels), (recipe.batch_size,), generator=generator) for _, labels in data]
-            batch = torch.cat([images[rows] for (images, _), rows in zip(data, drawn, strict=True)])
-            return {"pixel_values": self.normalise(batch)}, [
-                labels[rows] for (_, labels), rows in zip(data, drawn, strict=True)
-            ]
+            rows = [torch.randint(total, (recipe.batch_size,), generator=generator) for total, _ in data]
+            drawn = [take(chosen) for (_, take), chosen in zip(data, rows, strict=True)]
+            batch = torch.cat([images for images, _ in drawn])
+            return {"pixel_values": self.normalise(batch)}, [labels for _, labels in drawn]
 
         return draw
 
@@ -125,6 +124,16 @@ def examples(task: Task, split: str, preprocess: Preprocess, indices: Sequence[i
         images.append(some_images[index % CHUNK])
         labels.append(some_labels[index % CHUNK])
     return torch.stack(images), torch.stack(labels)
+
+
+def _training(task: Task, preprocess: Preprocess) -> tuple[int, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """(number of training examples, rows -> pictures and labels): from memory, or decoded when drawn if too many."""
+    total = task.num_examples("train")
+    if total * 3 * preprocess.height * preprocess.width > MEMORY:
+        dataset = task.dataset("train")
+        return total, lambda rows: _pictures(preprocess, (dataset[row] for row in rows.tolist()))
+    images, labels = (torch.cat(parts) for parts in zip(*pixels(task, "train", preprocess), strict=True))
+    return total, lambda rows: (images[rows], labels[rows])
 
 
 def _key(task: Task, split: str, preprocess: Preprocess) -> str:
@@ -158,8 +167,14 @@ def _chunk(task: Task, split: str, preprocess: Preprocess, key: str, index: int)
 def _decode(task: Task, split: str, preprocess: Preprocess, index: int) -> dict[str, Tensor]:
     dataset = task.dataset(split)
     rows: Any = dataset.select(range(index * CHUNK, min(len(dataset), (index + 1) * CHUNK)))
+    images, labels = _pictures(preprocess, rows)
+    return {"pixels": images, "labels": labels}
+
+
+def _pictures(preprocess: Preprocess, rows: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """uint8 pictures (n, 3, H, W) and int64 labels (n,) of rows of a dataset."""
     images, labels = [], []
     for row in rows:
         images.append(preprocess.pixels(row["image"]))
         labels.append(row["label"])
-    return {"pixels": torch.stack(images), "labels": torch.tensor(labels, dtype=torch.int64)}
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)

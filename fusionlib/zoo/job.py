@@ -17,7 +17,7 @@ from fusionlib.zoo.task import embedded_task
 
 @dataclass(frozen=True)
 class Job:
-    """A fine-tune of an embedded backbone.
+    """A fine-tune; what concerns its folder is of embedded backbones.
 
     Attributes:
         backbone: its name.

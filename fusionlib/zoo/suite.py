@@ -18,10 +18,13 @@ from fusionlib.zoo.backbone import Backbone, ClipBackbone, GivenHead
 from fusionlib.zoo.checkpoints import Checkpoint
 from fusionlib.zoo.embedded import check_readable, embedded_backbone
 from fusionlib.zoo.files import hash_tensors
+from fusionlib.zoo.gpt2 import Gpt2Backbone
 from fusionlib.zoo.hub import loading
+from fusionlib.zoo.l_lora import LinearizedClip
 from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.recipe import L_LORA
 from fusionlib.zoo.suite_types import Suite, SuiteSpec
+from fusionlib.zoo.t5 import T5Backbone
 from fusionlib.zoo.task import Task, embedded_task
 from fusionlib.zoo.task_entries import Place, unpack
 
@@ -71,7 +74,7 @@ def load_suite(
     names.check_seed(seed)
     tasks, checkpoints, heads = unpack(tasks, checkpoints, heads)
     asked = loading.asked(backbone, tasks)
-    chosen, tasks_name = ((), asked.tasks_name) if asked.names else _tasks(tasks)
+    chosen, tasks_name = ((), asked.tasks_name) if asked.names else read_tasks(tasks)
     ordered = asked.names or tuple(task.name for task in chosen)
     for title, mapping in (("checkpoints", checkpoints), ("heads", heads)):
         for name in mapping or {}:
@@ -79,15 +82,8 @@ def load_suite(
                 raise ParameterError(
                     f"{title} names {name!r}, which is not a task of the suite.{suggest(name, ordered)}"
                 )
-    published = None
-    if asked.names or asked.family:
-        wanted = tuning if asked.names and asked.family and checkpoints is None else "none"
-        published = loading.load(asked, wanted, progress=progress)
-        chosen = chosen or published.tasks
-    base = (published and published.base) or _backbone(backbone, tuning)
-    _check_modality(base, chosen)
-    if base.metric != "accuracy":
-        chosen = tuple(replace(task, metric=base.metric) if task.metric == "accuracy" else task for task in chosen)
+    wanted = tuning if asked.names and asked.family and checkpoints is None else "none"
+    published, base, chosen = read_start(backbone, chosen, asked, tuning, wanted, progress=progress)
     given: dict[str, Any] = {name: (heads or {}).get(name) for name in ordered}
     made = {} if base.learns_heads else {task.name: base.head(task, given[task.name]) for task in chosen}
     finetuned: dict[str, StateDict] = {}
@@ -98,7 +94,7 @@ def load_suite(
             raise ParameterError(
                 'tuning="none" means no fine-tunes, but checkpoints= names some. Leave out one of the two.'
             )
-        if tuning == L_LORA:
+        if isinstance(base, LinearizedClip):
             raise ParameterError(
                 'tuning="l-lora" is for the embedded fine-tunes: adapters of yours are merged into weights, which a '
                 "linearised adapter can't be. Leave out checkpoints, or merge with tuning='lora'."
@@ -106,7 +102,7 @@ def load_suite(
         if multitask:
             raise ParameterError("multitask=True trains the embedded backbone jointly; with checkpoints= leave it out.")
         finetuned, theirs = _own(base, chosen, checkpoints)
-        given |= theirs
+        given = {**theirs, **{name: head for name, head in given.items() if head is not None}}
         identities = [hash_tensors(state) for state in finetuned.values()]
     elif published and published.finetuned:
         if multitask:
@@ -140,7 +136,8 @@ def load_suite(
     )
 
 
-def _tasks(tasks: str | Iterable[str] | Mapping[str, Place | None]) -> tuple[tuple[Task, ...], str | None]:
+def read_tasks(tasks: str | Iterable[str] | Mapping[str, Place | None]) -> tuple[tuple[Task, ...], str | None]:
+    """Tasks that are not published, and the name of the set they are, or None."""
     if isinstance(tasks, Mapping):
         from fusionlib.zoo.own_tasks import own_task
 
@@ -149,6 +146,34 @@ def _tasks(tasks: str | Iterable[str] | Mapping[str, Place | None]) -> tuple[tup
         return tuple(embedded_task(name) if path is None else own_task(name, path) for name, path in places), None
     chosen, tasks_name = names.resolve_tasks(tasks)
     return tuple(embedded_task(name) for name in chosen), tasks_name
+
+
+def read_start(
+    backbone: str | PathLike[str],
+    tasks: tuple[Task, ...],
+    asked: loading.Asked,
+    tuning: str,
+    published_tuning: str,
+    *,
+    progress: bool,
+) -> tuple[loading.Published | None, Backbone, tuple[Task, ...]]:
+    """What was published of it, if anything; the pretrained model; and the tasks, as this model is measured on them.
+
+    Args:
+        tasks: those that are not published.
+        asked: what is published of backbone and tasks.
+        tuning: decides what is embedded: "l-lora" is linearised in its adapter.
+        published_tuning: of the fine-tunes that are read along, "none" for none.
+    """
+    published = None
+    if asked.names or asked.family:
+        published = loading.load(asked, published_tuning, progress=progress)
+        tasks = tasks or published.tasks
+    base = (published and published.base) or _backbone(backbone, tuning)
+    _check_modality(base, tasks)
+    if base.metric != "accuracy":
+        tasks = tuple(replace(task, metric=base.metric) if task.metric == "accuracy" else task for task in tasks)
+    return published, base, tasks
 
 
 def _backbone(backbone: str | PathLike[str], tuning: str) -> Backbone:
@@ -168,21 +193,21 @@ def _check_modality(base: Backbone, tasks: tuple[Task, ...]) -> None:
         raise ParameterError(f"{base.name!r} reads {kind}s, and {', '.join(odd)} can't be read as {kind}s.")
 
 
-def _own(
-    base: Backbone, tasks: tuple[Task, ...], checkpoints: Paths
-) -> tuple[dict[str, StateDict], dict[str, nn.Module]]:
-    """Weights and, of classifiers, heads of a user's fine-tunes."""
+def _own(base: Backbone, tasks: tuple[Task, ...], checkpoints: Paths) -> tuple[dict[str, StateDict], dict[str, Any]]:
+    """Weights and, where heads are learned, heads of a user's fine-tunes."""
     if isinstance(base, ClipBackbone):
         from fusionlib.zoo.own_models import own_finetuned
 
         return own_finetuned(base, [task.name for task in tasks], checkpoints), {}
+    if isinstance(base, (Gpt2Backbone, T5Backbone)):
+        return loading.own_finetuned(base, tasks, checkpoints)
     from fusionlib.zoo.classifiers import ClassifierBackbone
     from fusionlib.zoo.own_classifiers import own_classifiers
 
     if not isinstance(base, ClassifierBackbone):
         raise ParameterError(
-            f"checkpoints= is for CLIP models and classifiers; {base.name} has fine-tunes that are made for it. Leave "
-            "it out."
+            f"checkpoints= is for CLIP models, language models and classifiers; {base.name} has fine-tunes that are "
+            "made for it. Leave it out."
         )
     return own_classifiers(base, tasks, checkpoints)
 
@@ -192,8 +217,9 @@ def _no_finetunes(base: Backbone, tasks: tuple[Task, ...]) -> ParameterError:
     own = [task.name for task in tasks if not task.embedded]
     what = f"your own tasks ({', '.join(own)})" if own else f"the backbone {base.name!r}"
     return ParameterError(
-        f"there are no fine-tuned models for {what}, and only embedded tasks and backbones are fine-tuned here. "
-        'Pass checkpoints={task: folder or hub id}, or tuning="none" for the pretrained model alone.'
+        f"there are no fine-tuned models for {what}, and only those of embedded tasks and backbones are made by "
+        "themselves. Pass checkpoints={task: folder or hub id}; `fusionlib train --params X.yaml --task NAME` makes "
+        'such a folder; or tuning="none" for the pretrained model alone.'
     )
 
 

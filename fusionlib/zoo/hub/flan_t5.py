@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapters import is_adapter, merge_adapter
 from fusionlib.zoo.asking import Questions
+from fusionlib.zoo.backbone import GivenHead
 from fusionlib.zoo.files import hash_file
 from fusionlib.zoo.hub.table import datasets
+from fusionlib.zoo.losses import Loss
 from fusionlib.zoo.prompts import Prompt
 from fusionlib.zoo.t5 import AnswerHead, T5Backbone, all_names
 from fusionlib.zoo.task import Task
@@ -39,10 +40,22 @@ class NumberHead(AnswerHead):
 class FlanT5Backbone(T5Backbone):
     """A Flan-T5; its answers to a task of similarity are numbers."""
 
-    def head(self, task: Task, given: Tensor | str | PathLike[str] | None) -> AnswerHead:
+    def head(self, task: Task, given: GivenHead) -> AnswerHead:
         """The answers of the task; ParameterError for a head that was given, or for a task without a prompt."""
         head = super().head(task, given)
         return NumberHead(head.answers) if task.metric == "spearman" else head
+
+    def start_head(self, task: Task, seed: int) -> AnswerHead:
+        """Scores of the answers, numbers too: what is said most likely has no gradient."""
+        return AnswerHead(self.preprocess.answers(task))
+
+    def loss(self, task: Task, head: nn.Module) -> Loss:
+        """As of other answers; the right one to a similarity is the number nearest to it."""
+        loss = super().loss(task, head)
+        if task.metric != "spearman":
+            return loss
+        numbers = torch.tensor([float(word) for word in self.words(head)])
+        return lambda scores, labels: loss(scores, (labels[:, None] - numbers.to(labels.device)).abs().argmin(dim=1))
 
 
 def read(
@@ -84,10 +97,11 @@ def read(
             {name: Prompt(data.prompt, data.classes) for name, data in datasets().items() if data.prompt},
         ),
     )
-    return base, {task: _tuned(base, folder) for task, folder in models.items()}, {}
+    return base, {task: read_finetuned(base, folder) for task, folder in models.items()}, {}
 
 
-def _tuned(base: FlanT5Backbone, folder: Path) -> StateDict:
+def read_finetuned(base: T5Backbone, folder: Path) -> StateDict:
+    """The weights of a fine-tune, an adapter merged in; CheckpointError, KeyMismatch."""
     return merge_adapter(base, folder) if is_adapter(folder) else _state(folder, base.state)
 
 

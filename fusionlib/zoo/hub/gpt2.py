@@ -12,6 +12,7 @@ from torch import Tensor
 from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.files import hash_file
 from fusionlib.zoo.gpt2 import Gpt2Backbone
+from fusionlib.zoo.heads import HEADS, read_head
 from fusionlib.zoo.task import Task
 from fusionlib.zoo.texts import Tokens, read_tokenizer
 from fusionlib.zoo.weights import check_keys, read_config, read_weights
@@ -68,19 +69,31 @@ def read(pretrained: Path, models: Mapping[str, Path]) -> tuple[Gpt2Backbone, di
         state={name: state[name].float() for name in wanted},
         preprocess=PlainTokens(hash_file(_there(tokenizer)), config.n_positions, end, end, tokenizer),
     )
-    finetuned, heads = {}, {}
-    for task, folder in models.items():
-        found = read_weights(folder)
-        if _HEAD not in found:
-            raise CheckpointError(
-                f"the fine-tune in {folder} has no head, {_HEAD}: it is no GPT2ForSequenceClassification. Pin the "
-                "revision that is one (owner/name@commit)."
-            )
-        heads[task] = found.pop(_HEAD).float()
-        state = _trunk(found)
-        check_keys(state, base.state, str(folder))
-        finetuned[task] = {name: state[name].float() for name in base.state}
-    return base, finetuned, heads
+    tuned = {task: read_finetuned(base, task, folder) for task, folder in models.items()}
+    return base, {task: state for task, (state, _) in tuned.items()}, {task: head for task, (_, head) in tuned.items()}
+
+
+def read_finetuned(base: Gpt2Backbone, task: str, folder: Path) -> tuple[StateDict, Tensor]:
+    """(weights, weight of its head) of a fine-tune.
+
+    Args:
+        folder: of a ``GPT2ForSequenceClassification``, or of a ``GPT2Model`` with its head in ``heads.safetensors``.
+
+    Raises: CheckpointError, KeyMismatch.
+    """
+    found = read_weights(folder)
+    if _HEAD in found:
+        head = found.pop(_HEAD).float()
+    elif (folder / HEADS).is_file():
+        head = read_head(folder / HEADS, task)
+    else:
+        raise CheckpointError(
+            f"the fine-tune in {folder} has no head, {_HEAD}: it is no GPT2ForSequenceClassification. Pin the "
+            "revision that is one (owner/name@commit)."
+        )
+    state = _trunk(found)
+    check_keys(state, base.state, str(folder))
+    return {name: state[name].float() for name in base.state}, head
 
 
 def _trunk(state: StateDict) -> StateDict:

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from fusionlib.core import StateDict
+from fusionlib.core import ParameterError, StateDict
 from fusionlib.zoo import names as names_of
 from fusionlib.zoo.backbone import Backbone
+from fusionlib.zoo.gpt2 import Gpt2Backbone
 from fusionlib.zoo.hub.needing import data_repo, repos_of, require
 from fusionlib.zoo.hub.repos import Repo
 from fusionlib.zoo.hub.table import Family, datasets, families, resolve, sets
 from fusionlib.zoo.hub.tasks import hub_task
+from fusionlib.zoo.locate import locate
+from fusionlib.zoo.t5 import T5Backbone
 from fusionlib.zoo.task import Task
 
 # backbone, task -> weights, task -> weight of its head
@@ -92,6 +95,31 @@ def load(asked: Asked, tuning: str, *, progress: bool) -> Published:
         tasks = tuple(dataclasses.replace(t, metric="accuracy") if t.metric == "matthews" else t for t in tasks)
     base, finetuned, heads = _READERS[family.kind](folders[Repo(family.pretrained)], models)
     return Published(dataclasses.replace(base, name=family.name), tasks, finetuned, heads)
+
+
+def own_finetuned(
+    base: Backbone, tasks: Iterable[Task], checkpoints: Mapping[str, str | PathLike[str]]
+) -> tuple[dict[str, StateDict], dict[str, Tensor]]:
+    """Task -> weights, and task -> weight of its head where heads are trained, of a user's fine-tunes of GPT-2 or T5.
+
+    Raises: ParameterError if a task has no checkpoint; CheckpointError, KeyMismatch, UnknownName.
+    """
+    from fusionlib.zoo.hub import flan_t5, gpt2
+
+    states: dict[str, StateDict] = {}
+    heads: dict[str, Tensor] = {}
+    for task in (task.name for task in tasks):
+        if task not in checkpoints:
+            raise ParameterError(
+                f"checkpoints has nothing for {task}. Give one checkpoint per task, or leave the task out."
+            )
+        folder = locate(checkpoints[task], f"checkpoint of task {task!r}")
+        if isinstance(base, Gpt2Backbone):
+            states[task], heads[task] = gpt2.read_finetuned(base, task, folder)
+        else:
+            assert isinstance(base, T5Backbone)
+            states[task] = flan_t5.read_finetuned(base, folder)
+    return states, heads
 
 
 def _command(asked: Asked, tuning: str) -> str:
