@@ -148,6 +148,7 @@ def test_an_own_classifier_from_a_file_of_parameters(short, tmp_path, monkeypatc
     save_texts(tmp_path / "mine")
     lines = "backbone: ./base\ntasks:\n  mine: {data: ./mine, checkpoint: ./tuned}\nseeds: [3]\ndevice: cpu\n"
     (tmp_path / "mine.yaml").write_text(lines)
+    capsys.readouterr()
     assert main(["train", "--params", "mine.yaml", "--task", "mine", "--out", "tuned"]) == 0
     said, shown = capsys.readouterr()
     assert "tuned" in said and "Fine-tuning ./base, seed 3: 1 to make" in shown and "Writing" not in shown
