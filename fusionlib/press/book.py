@@ -97,6 +97,9 @@ def _replace(built: Path, site: Path) -> None:
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(built, fresh)
+    # the first page only sends on to another and names no icon, so that a browser would ask for one that is not there
+    index = fresh / "index.html"
+    index.write_text(f'<link rel="icon" href="data:,">\n{index.read_text(encoding="utf-8")}', encoding="utf-8")
     if site.exists():
         site.rename(old)
     fresh.rename(site)
