@@ -12,8 +12,8 @@ import fusionlib  # noqa: F401  - before anything that imports torchvision
 
 ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
-# Chapters of text suites keep their tasks whatever smoke.yaml says; two fine-tunes each are enough here.
-TEXTS = {"tiny_gpt2": "tiny-text7", "gpt2": "tiny-text7", "tiny_t5": "tiny-text5", "flan_t5": "tiny-text5"}
+# These chapters keep their tasks whatever smoke.yaml says; two fine-tunes are enough here.
+TEXTS = {"tiny_t5": "tiny-text5", "flan_t5": "tiny-text5"}
 
 
 @pytest.fixture(scope="session")
