@@ -177,7 +177,6 @@ def test_a_suite_is_made_once_and_its_models_use_their_heads(monkeypatch):
         ({"tasks": "tiny-text7", "tuning": "lora"}, "no recipe for 'lora'"),
         ({"tasks": "tiny-text7", "multitask": True}, "no recipe for 'joint'.*leave multitask out"),
         ({"tasks": "tiny-text7", "tuning": "none"}, "heads of tiny-gpt2 are trained with the fine-tunes"),
-        ({"tasks": ["spam"], "checkpoints": {"spam": "x"}}, "checkpoints= is for CLIP models so far"),
         (
             {"tasks": ["spam"], "tuning": "none", "heads": {"spam": torch.ones(3, 128)}},
             r"shape \(3, 128\).*\(2, 128\)",
