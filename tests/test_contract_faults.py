@@ -5,15 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hub_miniatures import clip, clip_vision, image_data
-from hub_standin import Fault, Hub, serve
+from hub_standin import Fault, Hub, connected, serve
 from huggingface_hub import constants
 
 import fusionlib as fl
 from fusionlib.core import CheckpointError, ParameterError
-from fusionlib.zoo.hub import fetching, repos, retrying, table
+from fusionlib.zoo.hub import fetching, repos, table
 from fusionlib.zoo.hub.repos import Repo
 from fusionlib.zoo.locate import locate
 
@@ -34,18 +33,9 @@ def published():
 def hub(published, tmp_path, monkeypatch):
     """A hub of one suite, an empty cache, and no waiting."""
     hub = Hub({name: dict(files) for name, files in published.items()})
-    with serve(hub):
-        monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(retrying, "PAUSES", (0.0, 0.0))
-        monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client waits a second before it tries again
-        huggingface_hub.close_session()
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client waits a second before it tries again
+    with serve(hub), connected(hub, tmp_path):
         yield hub
-        huggingface_hub.close_session()
 
 
 def load(**changes):
