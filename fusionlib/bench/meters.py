@@ -78,7 +78,7 @@ class Spearman:
     def result(self) -> tuple[Count, dict[str, float]]:
         """The correlation, 0 where negative, times the examples; and "spearman" as it is."""
         guess, truth = torch.cat(self._pairs, dim=1).double()
-        correlation = _correlation(_ranks(guess), _ranks(truth))
+        correlation = rank_correlation(guess, truth)
         return (max(0.0, correlation) * guess.numel(), guess.numel()), {"spearman": correlation}
 
 
@@ -117,6 +117,11 @@ def make_meter(metric: str) -> Meter:
     if metric not in METERS:
         raise UnknownName(f"there is no measurement {metric!r}.{suggest(metric, METERS)}")
     return METERS[metric]()
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's, of two rows of numbers, ties at their mean rank; 0 where one side is constant."""
+    return _correlation(_ranks(one.double()), _ranks(other.double()))
 
 
 def _ranks(values: Tensor) -> Tensor:

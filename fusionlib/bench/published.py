@@ -10,10 +10,13 @@ import functools
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from fusionlib.bench import meters
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.core import ParameterError, suggest
 from fusionlib.zoo.files import DATA
@@ -205,8 +208,6 @@ def rank_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> fl
     common = [name for name in one if name in other]
     if min(len({values[name] for name in common}) for values in (one, other)) < 2:
         raise ParameterError(f"ranks can't be compared over {common}: two different values are needed on each side.")
-    return statistics.correlation(_ranks([one[n] for n in common]), _ranks([other[n] for n in common]))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    return [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
+    return meters.rank_correlation(
+        *(torch.tensor([values[name] for name in common], dtype=torch.float64) for values in (one, other))
+    )
