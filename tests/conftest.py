@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fusionlib  # noqa: F401  - before anything that imports torchvision
 
@@ -14,6 +15,16 @@ ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
 # These chapters keep their tasks whatever smoke.yaml says; two fine-tunes are enough here.
 TEXTS = {"tiny_t5": "tiny-text5", "flan_t5": "tiny-text5"}
+
+
+@pytest.fixture
+def one_thread_home(tmp_path, monkeypatch):
+    """An empty FUSIONLIB_HOME, and one computing thread as in the fine-tuning processes: results to the bit."""
+    monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

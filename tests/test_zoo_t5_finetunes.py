@@ -16,15 +16,7 @@ from fusionlib.zoo.t5 import tiny_t5
 from fusionlib.zoo.task import embedded_task
 
 ALIASES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_home")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +140,7 @@ def test_recipes_see_each_example_a_few_times(backbone):
         ({"tasks": ["spam"], "tuning": "none", "heads": {"spam": torch.ones(2, 128)}}, "answers in words"),
     ],
 )
-def test_what_is_not_to_be_had_is_refused(home, arguments, message):
+def test_what_is_not_to_be_had_is_refused(one_thread_home, arguments, message):
     with pytest.raises(ParameterError, match=message):
         fl.load_suite(**{"backbone": "tiny-t5", "device": "cpu", **arguments})
-    assert not (home / "checkpoints").exists()
+    assert not (one_thread_home / "checkpoints").exists()

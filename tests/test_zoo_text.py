@@ -18,15 +18,7 @@ from fusionlib.zoo.task import embedded_task
 
 README = (files.TEXT / "README.md").read_text()
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_home")
 
 
 @pytest.mark.parametrize("name", names.TEXT_TASKS)
@@ -183,10 +175,10 @@ def test_a_suite_is_made_once_and_its_models_use_their_heads(monkeypatch):
         ),
     ],
 )
-def test_what_texts_cannot_have_is_refused(home, arguments, message):
+def test_what_texts_cannot_have_is_refused(one_thread_home, arguments, message):
     with pytest.raises(ParameterError, match=message):
         fl.load_suite(**{"backbone": "tiny-gpt2", "device": "cpu", **arguments})
-    assert not (home / "checkpoints").exists()
+    assert not (one_thread_home / "checkpoints").exists()
 
 
 def test_the_base_is_what_its_provenance_says():

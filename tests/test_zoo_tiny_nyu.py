@@ -18,15 +18,7 @@ from fusionlib.zoo.task import embedded_task
 
 CPU = torch.device("cpu")
 FACTS = json.loads((files.SCENES / "scenes.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_home")
 
 
 def small(**changes):
@@ -163,7 +155,7 @@ def test_a_suite_with_its_decoders_is_measured_merged_and_its_statistics_measure
         ({"tasks": "tiny-nyu3", "tuning": "none"}, "decoders of tiny-nyu are trained with the fine-tunes"),
     ],
 )
-def test_what_scenes_cannot_have_is_refused(home, arguments, message):
+def test_what_scenes_cannot_have_is_refused(one_thread_home, arguments, message):
     with pytest.raises(ParameterError, match=message):
         fl.load_suite(**{"backbone": "tiny-nyu", "device": "cpu", **arguments})
-    assert not (home / "checkpoints").exists()
+    assert not (one_thread_home / "checkpoints").exists()
