@@ -1,6 +1,7 @@
 """What goes wrong between here and the hub: said in a sentence, tried again where that can help, never half done."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,20 @@ def test_server_errors_that_stay(hub):
         CheckpointError, match=r"1 of 3 repositories are not complete.*data sets: ylecun/mnist\. .*fetch"
     ):
         load()
+
+
+def test_a_hub_that_does_not_answer(hub, monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", nobody)
+    with pytest.raises(CheckpointError, match=rf"'{TUNED}', is neither .*the connection failed.*hf download {TUNED}"):
+        locate(TUNED, "backbone")
+    assert "the connection failed (ConnectError); attempt 3 of 3" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"3 of 3 repositories are not complete.*the connection failed"):
+        load()
+    with pytest.raises(CheckpointError, match="the connection failed"):
+        fetch()
 
 
 def test_a_file_that_is_cut_off_is_continued(hub, monkeypatch):

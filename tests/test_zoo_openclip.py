@@ -27,7 +27,6 @@ PREPROCESS = {"size": [32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def build(seed=0, custom=False, **facts):

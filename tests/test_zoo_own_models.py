@@ -22,7 +22,6 @@ TASKS = ["emoji", "flags"]
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def vision_model(seed):

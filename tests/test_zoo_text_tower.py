@@ -19,7 +19,6 @@ def clip(tmp_path, monkeypatch):
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     characters = [chr(code) for code in range(33, 127)]
     words = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}

@@ -20,7 +20,8 @@ def patiently(call: Callable[[], T], what: str) -> T:
         call: asks the hub; it must be safe to call again. A download goes on where it was broken off.
         what: named in the sentences, which go to standard error.
 
-    Raises: whatever ``call`` raises at the last attempt, or at once where no further attempt can help.
+    Raises: whatever ``call`` raises at the last attempt, or at once where no further attempt can help; a connection
+        that fails is a ConnectionError, whichever library the hub's client uses for it.
     """
     for attempt, pause in enumerate(PAUSES, start=2):
         try:
@@ -31,7 +32,12 @@ def patiently(call: Callable[[], T], what: str) -> T:
                 raise
         print(f"{what}: {reason}; attempt {attempt} of {len(PAUSES) + 1} in {pause:g} s.", file=sys.stderr)
         time.sleep(pause)
-    return call()
+    try:
+        return call()
+    except Exception as error:
+        if _is_transport(error) and not isinstance(error, OSError):
+            raise ConnectionError(f"{what}: the connection failed ({type(error).__name__}: {error})") from error
+        raise
 
 
 def reason_of(error: BaseException) -> str:
@@ -48,12 +54,16 @@ def _passing(error: BaseException) -> str | None:
         if isinstance(each, HfHubHTTPError):
             status = each.response.status_code
             return f"the hub answered {status}" if status in _PASSING else None
-        # by name, as the hub's client has changed the library under it before
-        if any(kind.__name__ == "TransportError" for kind in type(each).__mro__):
+        if _is_transport(each):
             return f"the connection failed ({type(each).__name__})"
         if isinstance(each, OSError) and "Consistency check failed" in str(each):
             return "a file came incomplete"
     return None
+
+
+def _is_transport(error: BaseException) -> bool:
+    """Whether a connection failed; known by name, as the hub's client has changed the library under it before."""
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
