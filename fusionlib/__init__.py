@@ -21,6 +21,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Suite": ("fusionlib.zoo.suite", "Suite"),
     "fuse": ("fusionlib.bench.run", "fuse"),
     "run": ("fusionlib.bench.run", "run"),
+    "run_every": ("fusionlib.bench.every", "run_every"),
     "merge": ("fusionlib.bench.merging", "merge"),
     "references": ("fusionlib.bench.run", "references"),
     "reestimate_batch_norm": ("fusionlib.bench.batch_norm", "reestimate_batch_norm"),
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from fusionlib.bench.batch_norm import reestimate_batch_norm
     from fusionlib.bench.calibration import calibration
     from fusionlib.bench.evaluate import evaluate
+    from fusionlib.bench.every import run_every
     from fusionlib.bench.merging import merge
     from fusionlib.bench.notebook import check_parameters, glue
     from fusionlib.bench.run import fuse, references, run

@@ -33,6 +33,10 @@ class ParameterError(FusionError, ValueError):
     """A parameter or hyper-parameter is unknown, mistyped or out of range."""
 
 
+class NotApplicable(ParameterError):
+    """A method is not defined for this kind of model, or for what these tasks ask."""
+
+
 class UnknownName(FusionError, LookupError):
     """No method, backbone, task or set of tasks has this name."""
 

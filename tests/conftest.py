@@ -11,7 +11,7 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is imported; whatever the machine sets
 
-import fusionlib  # noqa: E402, F401  - before anything that imports torchvision
+import fusionlib  # noqa: F401  - before anything that imports torchvision
 
 ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]

@@ -149,6 +149,21 @@ def test_a_failure_is_shown_and_leaves_the_others(project):
     assert not bad.exists(), "the result of an older notebook is left in the place of a failed one"
 
 
+def test_a_method_that_does_not_apply_is_skipped_with_its_reason(project):
+    refuses = "from fusionlib.core import NotApplicable\nraise NotApplicable('depths have no classes.')"
+    write_chapter(project, "methods/vote", refuses, "print('after')")
+    write_chapter(project, "methods/good", "print(scale)")
+    code, text = press(project)
+    assert code == 0 and "skipped    methods/vote (one)" in text
+    assert "skipped  methods/vote (one): the method does not apply. depths have no classes.\n" in text
+    copy = project.executed_copy("one", "methods/vote")
+    assert not copy.exists() and not failed_copy(copy).exists()
+    assert plan(project) == {"methods/good": "up to date", "methods/vote": "up to date"}
+    assert press(project) == (0, "2 of 2 up to date\n")
+    write_chapter(project, "methods/vote", "print('it does now')")
+    assert press(project)[0] == 0 and printed(copy) == "it does now\n"
+
+
 def test_chapters_after_all_run_last_and_again_when_the_records_change(project):
     slow = "import os, time; time.sleep(0.3); os.makedirs('book/records', exist_ok=True)"
     write_chapter(project, "methods/z", slow, "open('book/records/a.jsonl', 'w').write(open('answer').read())")

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fusionlib.bench import members
-from fusionlib.bench.meters import Count, ExactMatch, make_meter
+from fusionlib.bench.meters import DENSE, Count, ExactMatch, make_meter
+from fusionlib.core import NotApplicable
 from fusionlib.ops.modules import Ensemble, predict
 from fusionlib.zoo.suite import Suite
 
@@ -64,9 +65,19 @@ def measure_task(
             meter.hear(said, [words[label] for label in labels.tolist()])
         return meter.result()
     if isinstance(model, Ensemble):
+        _check_classes(model, task, suite.task(task).metric)
         for features, batch, labels in members.outputs(model, suite, task, split, limit, size):
             meter.update(model.combine(head, features, batch), labels)
         return meter.result()
     for batch, labels in suite.batches(task, split, limit=limit, batch_size=size):
         meter.update(predict(model, head, batch), labels)
     return meter.result()
+
+
+def _check_classes(model: Ensemble, task: str, metric: str) -> None:
+    """Refuses what would compare the places of a map as if they were classes."""
+    if model.compares_classes and metric in DENSE:
+        raise NotApplicable(
+            f"task {task!r} asks for a {metric} at every pixel, and this ensemble compares scores of classes, which "
+            'depths and normals have not. An ensemble with average="logits" takes the mean of what its members say.'
+        )

@@ -112,6 +112,9 @@ METERS: dict[str, Callable[[], Meter]] = {
 }
 
 
+DENSE = ("segmentation", "depth", "normal")  # outputs (B, channels, H, W), of which some are no scores of classes
+
+
 def make_meter(metric: str) -> Meter:
     """A new meter; UnknownName if there is none of this name."""
     if metric not in METERS:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from fusionlib.core import ParameterError
+from fusionlib.core import NotApplicable
 
 # What transformers calls the MLP of a block: ViT, CLIP, GPT-2, Llama and Mistral; then T5.
 MLP_NAMES = ("mlp", "DenseReluDense")
@@ -26,12 +26,12 @@ def block_lists(model: nn.Module) -> dict[str, list[str]]:
 def only_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name and the ``ModuleList`` of the blocks, for a model that has one.
 
-    Raises: ParameterError, naming what was found, if there is none or more than one.
+    Raises: NotApplicable, naming what was found, if there is none or more than one.
     """
     found = [(name, blocks) for name, blocks in _lists(model) if isinstance(blocks, nn.ModuleList)]
     if len(found) != 1:
         names = ", ".join(f"{name!r} ({len(blocks)} blocks)" for name, blocks in found) or "none"
-        raise ParameterError(
+        raise NotApplicable(
             f"{type(model).__name__} has {len(found)} lists of blocks ({names}) and exactly one is needed. "
             "Pass the part of the model that has one, such as a T5's encoder."
         )
@@ -41,7 +41,7 @@ def only_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def mlp_names(model: nn.Module) -> list[str]:
     """Names of the dense MLPs, in the order of the model: submodules called ``mlp`` or ``DenseReluDense``.
 
-    Raises: ParameterError, if there is none, as in a ResNet, or if they were replaced already.
+    Raises: NotApplicable, if there is none, as in a ResNet, or if they were replaced already.
     """
     names = [
         name
@@ -49,7 +49,7 @@ def mlp_names(model: nn.Module) -> list[str]:
         if name.rpartition(".")[2] in MLP_NAMES and _num_matrices(module) >= 2
     ]
     if not names:
-        raise ParameterError(
+        raise NotApplicable(
             f"{type(model).__name__} has no dense MLP (a submodule called {' or '.join(MLP_NAMES)} that holds at least "
             "two linear layers). Transformers of the kinds ViT, GPT-2, T5 and Llama have."
         )

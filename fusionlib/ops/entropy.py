@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusionlib.core import ParameterError
+from fusionlib.core import NotApplicable
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
@@ -13,10 +13,10 @@ def mean_entropy(logits: Tensor) -> Tensor:
 
     Args:
         logits: shape (B, classes); -inf means a class that is ruled out. Half precision is computed in float32.
-    Raises: ParameterError, for another shape: numbers that are no scores of classes, such as depths, have no entropy.
+    Raises: NotApplicable, for another shape: numbers that are no scores of classes, such as depths, have no entropy.
     """
     if logits.ndim != 2:
-        raise ParameterError(
+        raise NotApplicable(
             f"the model's answers have shape {tuple(logits.shape)}; entropy is defined here for scores of classes, of "
             "shape (examples, classes). Depths and normals are no scores, and have none. Use a method that does not "
             "minimise entropy."

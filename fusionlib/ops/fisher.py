@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import ParameterError, StateDict
+from fusionlib.core import NotApplicable, ParameterError, StateDict
 from fusionlib.ops.modules import Batch
 from fusionlib.ops.squares import Score, all_at_once, held_per_example, one_by_one
 
@@ -40,7 +40,7 @@ def diagonal_fisher(
         chunk_bytes: bound on the gradients held per example, those of all but linear layers; one is always taken.
     Returns: parameter name -> float32 (or float64) tensor of its shape, 0 where no gradient arrives. Tied parameters
         are there once; buffers are not.
-    Raises: ParameterError, for scores of another shape, or if there are no examples.
+    Raises: NotApplicable, for scores of another shape; ParameterError, if there are no examples.
     """
     copied = _in_evaluation(model)
     total = {
@@ -122,7 +122,7 @@ def _rows(batch: Batch, rows: Tensor | slice) -> dict[str, Tensor]:
 
 def _num_classes(scores: Tensor) -> int:
     if scores.ndim != 2:
-        raise ParameterError(
+        raise NotApplicable(
             f"the model's scores have shape {tuple(scores.shape)} for one example; the Fisher information is defined "
             "here for classifiers, with scores of shape (examples, classes)."
         )

@@ -100,6 +100,11 @@ class Ensemble(nn.Module):
         # In a list, so that it is no submodule: it has a structure and no weights.
         self._skeleton = [with_tensors(members[0], lambda _, tensor: tensor.to("meta"))]
 
+    @property
+    def compares_classes(self) -> bool:
+        """Whether the rule is one for scores of classes, and says nothing about other outputs, such as depths."""
+        return self.average == "probabilities"
+
     def given(self) -> dict[str, Any]:
         """What it was made with besides the members, as JSON values."""
         return {"average": self.average, "weights": self.weights.tolist()}
@@ -163,6 +168,11 @@ class MaxEnsemble(Ensemble):
     def __init__(self, members: Sequence[nn.Module], *, center: bool = False, batched: bool | None = None) -> None:
         super().__init__(members, "logits", batched=batched)
         self.center = center
+
+    @property
+    def compares_classes(self) -> bool:
+        """Always: it takes the highest score of every class."""
+        return True
 
     def given(self) -> dict[str, Any]:
         """What it was made with besides the members, as JSON values."""

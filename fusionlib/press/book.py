@@ -59,9 +59,9 @@ def build(root: Path, *, configurations: Sequence[str] | None = None, serve: boo
 def _configurations(project: Project) -> list[str]:
     """The default configuration, then the others of which executed chapters exist, by name.
 
-    Left out are the smoke run, and what was tried with ``-p``, which has no file in ``params/``.
+    Left out are the smoke runs, and what was tried with ``-p``, which has no file in ``params/``.
     """
-    known = {path.stem for path in project.params.glob("*.yaml")} - {DEFAULT, "smoke"}
+    known = {path.stem for path in project.params.glob("*.yaml") if not path.stem.startswith("smoke")} - {DEFAULT}
     return [DEFAULT, *sorted(name for name in known if (project.executed / name).is_dir())]
 
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from fusionlib.press.plan import Job
 
-_STYLES = {"done": "green", "failed": "bold red", "running": "cyan", "waiting": "dim", "up to date": "dim"}
+_STYLES = {"done": "green", "failed": "bold red", "skipped": "yellow", "running": "cyan"}
+_STYLES |= dict.fromkeys(("waiting", "up to date"), "dim")
 
 
 class Display:
@@ -48,7 +49,7 @@ class Display:
         self._cells[job.id] = (cell, of)
 
     def ended(self, job: Job, status: str) -> None:
-        """Note that a job is over: "done", "failed" or "up to date"."""
+        """Note that a job is over: "done", "failed", "skipped" or "up to date"."""
         if job.id in self._begun:
             self._seconds[job.id] = time.monotonic() - self._begun[job.id]
         self._set(job, status)

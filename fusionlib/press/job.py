@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fusionlib.press.files import write_text
-from fusionlib.press.project import failed_copy, status_file
+from fusionlib.press.project import failed_copy, outcome_of, status_file
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -134,15 +134,17 @@ class Job:
         return None
 
     def _put_in_place(self, partial: Path, executed: Path, failure: dict[str, Any] | None) -> None:
-        """Status "done" and the executed copy, or status "failed" and the partial one; never both copies."""
+        """The status, and with "done" the executed copy, with "failed" the partial one, with "skipped" neither."""
         seconds = round(time.monotonic() - self._begun, 2)
-        outcome = {"status": "failed" if failure else "done", "seconds": seconds, "failure": failure}
-        target, other = (failed_copy(executed), executed) if failure else (executed, failed_copy(executed))
-        if partial.exists():
-            write_text(target, self._without_paths(partial))
+        kind = outcome_of(failure)
+        copies = {"done": executed, "failed": failed_copy(executed)}
+        if kind in copies and partial.exists():
+            write_text(copies[kind], self._without_paths(partial))
+        outcome = {"status": kind, "seconds": seconds, "failure": failure}
         status = {**self._order["status"], **outcome, "first_cell_seconds": self._first_cell}
         write_text(status_file(executed), json.dumps(status, indent=1))
-        other.unlink(missing_ok=True)
+        for other in copies.keys() - {kind}:
+            copies[other].unlink(missing_ok=True)
 
     def _without_paths(self, partial: Path) -> str:
         """The notebook's text with paths of this machine taken out of papermill's metadata."""

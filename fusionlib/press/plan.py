@@ -130,7 +130,7 @@ def with_current_records(job: Job, project: Project, *, force: bool) -> Job:
 def _why(parts: Mapping[str, str], status: Mapping[str, Any], executed: Path) -> str | None:
     if status.get("status") == "failed":
         return "the last run failed"
-    if not status or not executed.is_file():
+    if not status or not (executed.is_file() or status.get("status") == "skipped"):
         return "it has not been run"
     before = status.get("parts", {})
     changed = [sentence for part, sentence in _CHANGES.items() if before.get(part) != parts.get(part)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fusionlib.core import FusionError
+from fusionlib.core import FusionError, NotApplicable
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,17 @@ def find(start: Path | None = None) -> Project:
 
 
 def status_file(executed: Path) -> Path:
-    """The JSON file beside an executed copy: its key, seconds and status ("done" or "failed")."""
+    """The JSON file beside an executed copy: its key, seconds and status ("done", "failed" or "skipped")."""
     return executed.with_suffix(".json")
 
 
 def failed_copy(executed: Path) -> Path:
     """Where the partly executed notebook of a failed run is kept."""
     return executed.with_suffix(".failed.ipynb")
+
+
+def outcome_of(failure: Mapping[str, Any] | None) -> str:
+    """The status that a run ends with: a chapter about a method that the suite can't have is skipped, not failed."""
+    if failure is None:
+        return "done"
+    return "skipped" if failure.get("error") == NotApplicable.__name__ else "failed"

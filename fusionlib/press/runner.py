@@ -13,7 +13,7 @@ from rich.console import Console
 from fusionlib.press import plan
 from fusionlib.press.display import Display, failure_text
 from fusionlib.press.pool import Events, OrdinaryPool, Pool, open_pool
-from fusionlib.press.project import Project, failed_copy
+from fusionlib.press.project import Project, failed_copy, outcome_of
 
 
 class Runner:
@@ -43,6 +43,7 @@ class Runner:
         self._display: Display | None = None
         self._running: dict[int, plan.Job] = {}
         self._failures: list[tuple[plan.Job, dict[str, Any]]] = []
+        self._skipped: list[tuple[plan.Job, str]] = []
 
     def run(self) -> int:
         """Run what is not up to date; the number of jobs that failed."""
@@ -56,6 +57,9 @@ class Runner:
             self._work(first)
             self._work(self._replanned(last))
         self.close()
+        for job, reason in self._skipped:
+            line = f"skipped  {job.label}: the method does not apply. {reason}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         for job, failure in self._failures:
             kept = failed_copy(job.executed)
             shown = kept.relative_to(self._project.root).as_posix() if kept.is_file() else None
@@ -127,11 +131,13 @@ class Runner:
 
     def _over(self, job: plan.Job, failure: dict[str, Any] | None) -> None:
         del self._running[job.id]
-        if failure:
+        outcome = outcome_of(failure)
+        if failure and outcome == "skipped":
+            self._skipped.append((job, failure["message"]))
+        elif failure:
             self._failures.append((job, failure))
-        else:
-            self.done += 1
-        self._show().ended(job, "failed" if failure else "done")
+        self.done += outcome != "failed"
+        self._show().ended(job, outcome)
 
     def _pool_lost(self) -> None:
         """The process that jobs are forked from has died: its jobs are lost, the others start in the ordinary way."""

@@ -30,7 +30,7 @@ def stage(project: Project, target: Path, configurations: Iterable[str]) -> bool
 
     Args:
         configurations: names; the first one gives the chapters.
-    Raises: FusionError, naming the command, if a chapter was not executed for the first configuration.
+    Raises: FusionError, naming the command, if a chapter was not run for the first configuration.
     """
     first, *others = configurations
     wanted: dict[Path, bytes] = {Path("_config.yml"): (project.root / "_config.yml").read_bytes()}
@@ -43,13 +43,16 @@ def stage(project: Project, target: Path, configurations: Iterable[str]) -> bool
             continue
         chapter = path.relative_to(project.book).with_suffix("").as_posix()
         executed = project.executed_copy(first, chapter)
-        if not executed.is_file():
+        if executed.is_file():
+            wanted[relative] = _chapter(executed)
+        elif (reason := _reason(executed)) is not None:
+            wanted[relative] = _reason_page(path, reason)
+        else:
             missing.append(chapter)
             continue
-        wanted[relative] = _chapter(executed)
         for other in others:
             copy = project.executed_copy(other, chapter)
-            if copy.is_file() and (page := _results_page(copy, chapter, other)) is not None:
+            if (page := _page_below(copy, path, chapter, other)) is not None:
                 below.setdefault(f"book/{chapter}", []).append(f"book/{chapter}/{other}")
                 wanted[Path("book") / chapter / f"{other}.ipynb"] = page
     if missing:
@@ -72,6 +75,39 @@ def _chapter(executed: Path) -> bytes:
     return _dump(json.loads(executed.read_text(encoding="utf-8")))
 
 
+def _reason(executed: Path) -> str | None:
+    """Why a chapter was skipped; None if it was not."""
+    status = read_json(status_file(executed))
+    return status["failure"]["message"] if status.get("status") == "skipped" else None
+
+
+def _page_below(executed: Path, source: Path, chapter: str, configuration: str) -> bytes | None:
+    """What a configuration has to say below a chapter: results, why there are none, or nothing."""
+    if executed.is_file():
+        return _results_page(executed, chapter, configuration)
+    reason = _reason(executed)
+    return None if reason is None else _reason_page(source, reason, chapter, configuration)
+
+
+def _reason_page(source: Path, reason: str, chapter: str = "", configuration: str = "") -> bytes:
+    """A page that says why a method does not apply; in the chapter's own place it keeps the chapter's label."""
+    notebook = json.loads(source.read_text(encoding="utf-8"))
+    first = "".join(notebook["cells"][0]["source"])
+    title = re.findall(r"^# (.+)$", first, flags=re.M)[0]
+    if configuration:
+        head = f"# {title}: {configuration}\n\n[{title}]({_up(chapter)}{chapter}.ipynb) explains the method."
+    else:
+        head = f"{''.join(_LABEL.findall(first))}# {title}"
+    title = "The method does not apply to these models or tasks"
+    text = f"{head}\n\n```{{admonition}} {title}\n{reason}\n```"
+    return _dump({**notebook, "cells": [{"cell_type": "markdown", "id": "reason", "metadata": {}, "source": text}]})
+
+
+def _up(chapter: str) -> str:
+    """From a page below a chapter to the folder of the chapters."""
+    return "../" * (chapter.count("/") + 1)
+
+
 def _results_page(executed: Path, chapter: str, configuration: str) -> bytes | None:
     """The sections with results of an executed chapter, as a page of its own; None if it has no such section."""
     notebook = json.loads(executed.read_text(encoding="utf-8"))
@@ -89,10 +125,9 @@ def _results_page(executed: Path, chapter: str, configuration: str) -> bytes | N
         return None
     values = read_json(status_file(executed)).get("parameters", {})
     listed = "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
-    depth = "../" * (chapter.count("/") + 1)
     head = (
-        f"# {title}: {configuration}\n\nThe results of [{title}]({depth}{chapter}.ipynb) for another configuration; "
-        f"the chapter explains them.\n\n```yaml\n{listed}\n```"
+        f"# {title}: {configuration}\n\nThe results of [{title}]({_up(chapter)}{chapter}.ipynb) for another "
+        f"configuration; the chapter explains them.\n\n```yaml\n{listed}\n```"
     )
     cells = [{"cell_type": "markdown", "id": "results-head", "metadata": {}, "source": head}, *kept]
     return _dump({**notebook, "cells": cells})

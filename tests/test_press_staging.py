@@ -1,0 +1,73 @@
+"""What the stage makes of chapters that ran and of those that were skipped, on a miniature book."""
+
+import json
+
+import pytest
+import yaml
+from press_helpers import make_project
+
+from fusionlib.core import FusionError
+from fusionlib.press.files import write_text
+from fusionlib.press.project import status_file
+from fusionlib.press.staging import stage
+
+HEAD = "(ch-vote)=\n# The vote\n\nEach member has one.\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = make_project(tmp_path / "checkout")
+    write_text(project.root / "_toc.yml", yaml.safe_dump({"parts": [{"chapters": [{"file": "book/methods/vote"}]}]}))
+    write_text(project.book / "methods" / "vote.ipynb", notebook("## On the suite\n\nMost votes win."))
+    return project
+
+
+def notebook(*texts):
+    cells = [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": text} for text in (HEAD, *texts)]
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
+
+
+def ran(project, configuration, text):
+    copy = project.executed_copy(configuration, "methods/vote")
+    write_text(copy, notebook(f"## On the suite\n\n{text}"))
+    write_text(status_file(copy), json.dumps({"status": "done", "parameters": {"scale": 1.0}}))
+
+
+def skipped(project, configuration):
+    status = {"status": "skipped", "failure": {"error": "NotApplicable", "message": "Depths have no votes."}}
+    write_text(status_file(project.executed_copy(configuration, "methods/vote")), json.dumps(status))
+
+
+def pages(folder):
+    found = {path.relative_to(folder).as_posix(): json.loads(path.read_text()) for path in folder.rglob("*.ipynb")}
+    return {name: "\n".join(cell["source"] for cell in page["cells"]) for name, page in found.items()}
+
+
+def test_a_reason_stands_below_the_chapter_where_results_would(project, tmp_path):
+    ran(project, "one", "Seven votes.")
+    ran(project, "texts", "Three votes.")
+    skipped(project, "maps")
+    stage(project, tmp_path / "stage", ["one", "maps", "texts"])
+    found = pages(tmp_path / "stage")
+    assert sorted(found) == ["book/methods/vote.ipynb", "book/methods/vote/maps.ipynb", "book/methods/vote/texts.ipynb"]
+    assert (
+        "Seven votes." in found["book/methods/vote.ipynb"] and "Three votes." in found["book/methods/vote/texts.ipynb"]
+    )
+    reason = found["book/methods/vote/maps.ipynb"]
+    assert reason.startswith("# The vote: maps\n\n[The vote](../../methods/vote.ipynb) explains")
+    assert "Depths have no votes." in reason and "(ch-vote)=" not in reason
+    toc = yaml.safe_load((tmp_path / "stage" / "_toc.yml").read_text())
+    below = toc["parts"][0]["chapters"][0]["sections"]
+    assert [page["file"] for page in below] == ["book/methods/vote/maps", "book/methods/vote/texts"]
+
+
+def test_a_reason_in_the_chapters_own_place_keeps_its_label(project, tmp_path):
+    skipped(project, "maps")
+    stage(project, tmp_path / "stage", ["maps"])
+    page = pages(tmp_path / "stage")["book/methods/vote.ipynb"]
+    assert page.startswith("(ch-vote)=\n# The vote\n\n```{admonition}") and "Depths have no votes." in page
+
+
+def test_a_chapter_that_was_neither_run_nor_skipped_is_named(project, tmp_path):
+    with pytest.raises(FusionError, match=r"1 chapters have not been executed for 'one': methods/vote"):
+        stage(project, tmp_path / "stage", ["one"])
