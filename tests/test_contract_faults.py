@@ -37,6 +37,7 @@ def hub(published, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client waits a second before it tries again
     with serve(hub), connected(hub, tmp_path):
         yield hub
+        monkeypatch.undo()  # what a test changed inside goes back first, or it would put back what it found inside
 
 
 def load(**changes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -108,35 +108,60 @@ class T5Backbone(Backbone):
         return head.answers.words
 
     def answer(self, model: nn.Module, head: nn.Module, batch: Batch) -> tuple[Tensor, list[str]]:
-        """Scores (B, classes) of the answers, and what the model says by itself, from one pass of its encoder."""
+        """Scores (B, classes) of the answers, and what the model says by itself, from one pass of each encoder."""
+        if isinstance(model, Ensemble) and not model.batched:
+            outputs = [member(**batch) for member in model.members]
+            scores = model.combine(head, torch.stack([output.logits for output in outputs]), batch)
+            return scores, self.say(model, head, batch, [output.encoder_last_hidden_state for output in outputs])
         if isinstance(model, Ensemble):
             return predict(model, head, batch), self.say(model, head, batch)
         output = model(**batch)
-        return head(output.logits, batch), self.say(model, head, batch, output.encoder_last_hidden_state)
+        return head(output.logits, batch), self.say(model, head, batch, [output.encoder_last_hidden_state])
 
     @torch.no_grad()
-    def say(self, model: nn.Module, head: nn.Module, batch: Batch, encoded: Tensor | None = None) -> list[str]:
+    def say(
+        self, model: nn.Module, head: nn.Module, batch: Batch, encoded: Sequence[Tensor] | None = None
+    ) -> list[str]:
         """What a model says to each question when it always takes the likeliest token.
 
         Args:
             model: of this kind, or an ensemble of such.
             head: of the task; as many tokens are said as its longest answer has, since a longer one is none of them.
             batch: B questions.
-            encoded: what the model's encoder made of them, (B, L, dim), if that is known already.
+            encoded: what the encoder of the model, or of every member, made of them, each (B, L, dim), if known.
         Returns: B texts.
         """
         assert isinstance(head, AnswerHead)
-        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if encoded is not None:
-            given = {"attention_mask": given["attention_mask"], "encoder_outputs": (encoded,)}
+        following = _following(model, batch, encoded)
         start, end = self.preprocess.start, self.preprocess.end
         said = batch["input_ids"].new_full((len(batch["input_ids"]), 1), start)
         for _ in range(head.answers.longest):
-            token = output_tensor(model(**given, decoder_input_ids=said))[:, -1].argmax(dim=-1, keepdim=True)
-            said = torch.cat([said, token], dim=1)
+            said = torch.cat([said, following(said).argmax(dim=-1, keepdim=True)], dim=1)
             if bool((said[:, 1:] == end).any(dim=1).all()):
                 break
         return [self.preprocess.say(row) for row in said[:, 1:].tolist()]
+
+
+def _following(model: nn.Module, batch: Batch, encoded: Sequence[Tensor] | None) -> Callable[[Tensor], Tensor]:
+    """From what was said, token ids (B, n), to logits of the next token, (B, vocabulary)."""
+    question = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if encoded is None:
+        return lambda said: output_tensor(model(**question, decoder_input_ids=said))[:, -1]
+    mask = question["attention_mask"]
+    members = list(model.members) if isinstance(model, Ensemble) else [model]
+
+    def following(said: Tensor) -> Tensor:
+        each = [
+            member(attention_mask=mask, encoder_outputs=(states,), decoder_input_ids=said).logits[:, -1]
+            for member, states in zip(members, encoded, strict=True)
+        ]
+        return (
+            model.combine(lambda logits, _: logits, torch.stack(each), batch)
+            if isinstance(model, Ensemble)
+            else each[0]
+        )
+
+    return following
 
 
 def all_names(state: StateDict) -> StateDict:
