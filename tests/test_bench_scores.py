@@ -4,7 +4,7 @@ import pytest
 from bench_helpers import make_record
 
 import fusionlib as fl
-from fusionlib.bench.scores import average_half_width, normalized_accuracy, rows, wilson
+from fusionlib.bench.scores import average_half_width, kept, normalized_accuracy, rows, wilson
 from fusionlib.core import ParameterError
 
 
@@ -118,3 +118,15 @@ def test_other_checkpoints_under_the_same_seed_are_refused():
 
 def test_accuracy_of_counts_gives_each_task_the_same_weight():
     assert fl.accuracy({"a": (1, 2), "b": (90, 100)}) == pytest.approx(0.7)
+
+
+def test_what_is_kept_of_the_gain():
+    # averages: pretrained 0.4, fine-tuned 0.8, so that 0.7 keeps 0.3 of 0.4 and 0.3 lost 0.1 of 0.4
+    both = {"pretrained": (40, 100), "finetuned": (80, 100), "ties_merging": (70, 100), "we_moe": (30, 100)}
+    records = [make_record(name, counts={"a": counts}) for name, counts in both.items()]
+    assert kept(records) == pytest.approx({"ties_merging": 75.0, "we_moe": -25.0})
+    with pytest.raises(ParameterError, match="references pretrained and finetuned are needed"):
+        kept(records[1:])
+    level = make_record("finetuned", counts={"a": (40, 100)})
+    with pytest.raises(ParameterError, match=r"fine-tuning gained 0\.0 points"):
+        kept([records[0], level])

@@ -120,6 +120,26 @@ def normalized_accuracy(record: Record, finetuned: Record) -> dict[str, float]:
     return {task: value / ceiling[task] if ceiling[task] else 1.0 for task, value in record.accuracy.items()}
 
 
+def kept(records: Iterable[Record]) -> dict[str, float]:
+    """What is left of the gain of fine-tuning, in percent: 0 is the pretrained model, 100 the fine-tuned ones.
+
+    Args:
+        records: one suite's, one of each method, and its references "pretrained" and "finetuned".
+    Returns: method -> share of the difference between the averages of the two references; below 0 where less is left
+        than before.
+    Raises: ParameterError, if a reference is missing, or fine-tuning gained nothing.
+    """
+    found = {record.method: record for record in records}
+    if not {"pretrained", "finetuned"} <= found.keys():
+        raise ParameterError("records of the references pretrained and finetuned are needed; add fl.references(suite).")
+    low = found.pop("pretrained").average
+    gain = found.pop("finetuned").average - low
+    if gain <= 0:
+        raise ParameterError(f"fine-tuning gained {100 * gain:.1f} points, of which no share can be kept.")
+    found.pop("multitask", None)
+    return {method: 100 * (record.average - low) / gain for method, record in found.items()}
+
+
 def _normalized(group: Sequence[Record], ceilings: dict[int, Record]) -> float | None:
     found = [ceilings.get(record.seed) for record in group]
     if any(ceiling is None for ceiling in found):

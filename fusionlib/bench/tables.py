@@ -11,7 +11,7 @@ from fusionlib.bench.labels import USES, label, parameters_of, percent, short_la
 from fusionlib.bench.leaderboard import leaderboard, note, ordered_rows, rule
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.run import Method
-from fusionlib.bench.scores import average_half_width
+from fusionlib.bench.scores import average_half_width, kept
 from fusionlib.bench.table import Cell, Facts, Table, mark_best
 from fusionlib.core import MethodCard, ParameterError, Record
 
@@ -21,6 +21,7 @@ __all__ = [
     "cards",
     "fact_box",
     "half_width",
+    "kept",
     "label",
     "leaderboard",
     "parameters_of",
