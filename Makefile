@@ -12,8 +12,9 @@ help:  ## list the targets
 book: $(STAMP)  ## run every chapter, then build the book into _build/html
 	@$(BIN)/fusionlib book
 
-book-all: $(STAMP)  ## the same for every embedded configuration, LoRA fine-tunes too
-	@$(BIN)/fusionlib book --params tiny-clip tiny-clip-lora
+EMBEDDED := tiny-clip tiny-clip-lora tiny-clip-l-lora tiny-gpt2 tiny-t5 tiny-t5-lora tiny-nyu
+book-all: $(STAMP)  ## every method's chapter on every embedded suite, with pages of their own
+	@$(BIN)/fusionlib book --params $(EMBEDDED)
 
 serve: book  ## the same, then serve it on this machine
 	@$(BIN)/fusionlib book --no-run --serve
