@@ -155,7 +155,7 @@ def test_a_method_that_does_not_apply_is_skipped_with_its_reason(project):
     write_chapter(project, "methods/good", "print(scale)")
     code, text = press(project)
     assert code == 0 and "skipped    methods/vote (one)" in text
-    assert "skipped  methods/vote (one): the method does not apply. depths have no classes.\n" in text
+    assert "skipped  methods/vote (one): does not apply. depths have no classes.\n" in text
     copy = project.executed_copy("one", "methods/vote")
     assert not copy.exists() and not failed_copy(copy).exists()
     assert plan(project) == {"methods/good": "up to date", "methods/vote": "up to date"}

@@ -58,7 +58,7 @@ class Runner:
             self._work(self._replanned(last))
         self.close()
         for job, reason in self._skipped:
-            line = f"skipped  {job.label}: the method does not apply. {reason}"
+            line = f"skipped  {job.label}: does not apply. {reason}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         for job, failure in self._failures:
             kept = failed_copy(job.executed)

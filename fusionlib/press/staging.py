@@ -98,7 +98,7 @@ def _reason_page(source: Path, reason: str, chapter: str = "", configuration: st
         head = f"# {title}: {configuration}\n\n[{title}]({_up(chapter)}{chapter}.ipynb) explains the method."
     else:
         head = f"{''.join(_LABEL.findall(first))}# {title}"
-    title = "The method does not apply to these models or tasks"
+    title = "Does not apply to these models or tasks"
     text = f"{head}\n\n```{{admonition}} {title}\n{reason}\n```"
     return _dump({**notebook, "cells": [{"cell_type": "markdown", "id": "reason", "metadata": {}, "source": text}]})
 
