@@ -11,6 +11,7 @@ from torch import nn
 
 from fusionlib.core import ParameterError
 from fusionlib.ops.fisher import diagonal_fisher
+from fusionlib.ops.linearized import Linearized
 from fusionlib.ops.squares import one_by_one
 from fusionlib.testing import assert_same_weights, tiny_data, tiny_model
 
@@ -142,6 +143,21 @@ def test_a_tied_weight_has_one_fisher_information():
     fisher = diagonal_fisher(model, logits, [({"input": INPUTS}, None)])
     assert list(fisher) == ["0.weight"]
     assert_same_weights(fisher, brute_force(model, logits, INPUTS))
+
+
+def test_a_linearised_model_has_that_of_its_expansion():
+    # a linear model is its own expansion, wherever that starts
+    model, start = linear(0.3, -0.2, 0.5), {"weight": torch.ones(1, 3)}
+    fisher = diagonal_fisher(Linearized(model, ["weight"], start), logistic, [({"input": INPUTS}, None)])
+    assert_same_weights(fisher, {"weight": (variance(model) * INPUTS**2).mean(dim=0, keepdim=True)})
+    # of any other the derivative of the scores is that at the start, and their probabilities are the expansion's
+    model, start = tiny_model(3), tiny_model(4)
+    names = ["0.weight", "3.bias"]
+    module = Linearized(model, names, {name: start.get_parameter(name).detach() for name in names})
+    fisher = diagonal_fisher(module, logits, [({"input": INPUTS}, None)])
+    assert_same_weights(fisher, brute_force(module, logits, INPUTS))
+    chances = module(INPUTS).softmax(dim=-1).detach()
+    torch.testing.assert_close(fisher["3.bias"], (chances * (1 - chances)).mean(dim=0))
 
 
 def test_what_is_no_classifier_is_refused():

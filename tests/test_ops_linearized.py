@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 import fusionlib as fl
 from fusionlib.core import KeyMismatch, ParameterError
 from fusionlib.ops.linearized import Linearized, linearize_layers, names_with
-from fusionlib.ops.modules import predict
+from fusionlib.ops.modules import Ensemble, predict
 
 
 class LoRA(nn.Module):
@@ -99,6 +100,22 @@ def test_state_dict_is_theta_alone_and_what_is_fused_is_linear():
     torch.testing.assert_close(both, base + 0.5 * (one - base) + 0.5 * (two - base))
     total = sum(parameter.numel() for parameter in model.parameters())
     assert module.stored_parameters == total + sum(value.numel() for value in pretrained.values())
+
+
+def test_theta_can_be_put_in_its_place_from_outside():
+    """As ensembles do with stacked weights, and whoever differentiates in a merge's coefficients."""
+    model, x = adapted(), torch.randn(4, 6, dtype=torch.float64)
+    names = names_with(model, is_lora)
+    members = [moved(Linearized(model, names), size) for size in (0.3, -0.2)]
+    states = [dict(member.named_parameters()) for member in members]
+    torch.testing.assert_close(functional_call(members[0], states[1], (x,)), members[1](x))
+    expected = torch.stack([member(x) for member in members])
+    torch.testing.assert_close(Ensemble(members, "features", batched=True).features({"input": x}), expected)
+
+    weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    blended = {name: states[0][name] + weight * (states[1][name] - states[0][name]) for name in names}
+    (slope,) = torch.autograd.grad(functional_call(members[0], blended, (x,)).sum(), weight)
+    torch.testing.assert_close(slope, (expected[1] - expected[0]).sum())
 
 
 def test_gradients_are_those_of_the_expansion():

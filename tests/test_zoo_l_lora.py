@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fusionlib as fl
+from fusionlib import methods
 from fusionlib.core import CheckpointError
 from fusionlib.ops.linearized import Linearized
 from fusionlib.zoo import checkpoints, job, recipe, worker
@@ -61,6 +62,16 @@ def test_records_count_what_must_be_kept(suite):
     assert record.tuning == "l-lora" and record.stored_parameters > whole
     pretrained, finetuned = fl.references(suite, split="val", limit=16)
     assert pretrained.stored_parameters > whole and finetuned.stored_parameters > pretrained.stored_parameters
+
+
+def test_every_method_applies_or_says_why_not(suite):
+    given = {"fisher_merging": {"num_examples": 2}, "regmean": {"num_examples": 4}}
+    given |= {name: {"steps": 1, "batch_size": 2} for name in ("task_wise_adamerging", "layer_wise_adamerging")}
+    given |= {name: {"weights": [1.0, 2.0]} for name in ("weighted_average", "weighted_ensemble")}
+    records, without = fl.run_every(suite, limit=2, settings=given)
+    assert {record.method for record in records} | without.keys() == set(methods.names())
+    assert without.keys() == {"depth_upscaling", "moe_merging", "moe_upscaling", "we_moe"}
+    assert all("Linearized has" in reason for reason in without.values())
 
 
 def test_saved_as_peft_with_its_start_and_checked(suite, home):

@@ -74,7 +74,7 @@ class Linearized(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The expansion of the module's output tensor (see ``output_tensor``); its arguments are the module's."""
         start, kept = self.start, {name: getattr(self, slot) for name, slot in self._kept.items()}
-        step = {name: self.get_parameter(name) - value for name, value in start.items()}
+        step = {name: _theta(self, name) - value for name, value in start.items()}
 
         def value(theta: StateDict) -> Tensor:
             return output_tensor(functional_call(self._skeleton[0], {**kept, **theta}, args, kwargs))
@@ -124,6 +124,12 @@ def _load_rules() -> None:
 
 def _slot(kind: str, name: str) -> str:
     return f"{kind}/{name.replace('.', '/')}"
+
+
+def _theta(root: nn.Module, name: str) -> Tensor:
+    """What stands under a parameter's name, be it a plain tensor that ``functional_call`` has put in its place."""
+    path, _, last = name.rpartition(".")
+    return getattr(root.get_submodule(path), last)
 
 
 def _plant(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
