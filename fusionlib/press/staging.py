@@ -85,7 +85,8 @@ def _page_below(executed: Path, source: Path, chapter: str, configuration: str) 
     """What a configuration has to say below a chapter: results, why there are none, or nothing."""
     if executed.is_file():
         return _results_page(executed, chapter, configuration)
-    reason = _reason(executed)
+    # a chapter about one suite has nothing to say of another
+    reason = _reason(executed) if chapter.startswith("methods/") else None
     return None if reason is None else _reason_page(source, reason, chapter, configuration)
 
 
