@@ -61,6 +61,26 @@ def test_normals_by_hand():
     assert {name: more[name] for name in shares} == pytest.approx(shares)
 
 
+def test_an_answer_that_is_no_number_is_wrong():
+    nan, truth = float("nan"), torch.tensor([[[0, 0], [1, 1]]])
+    meter = make_meter("segmentation")
+    output = logits_for([[[0, 1], [1, 0]]], 2)
+    output[0, :, 0, 0] = nan  # argmax would say class 0, which is right
+    meter.update(output, truth)
+    count, more = meter.result()
+    # class 0: none of its 2 truths and 1 more guess; class 1: 1 of its 2 truths and 1 more guess
+    assert count == (1 / 4, 1) and more == {"miou": pytest.approx((0 + 1 / 3) / 2), "pixel_accuracy": 1 / 4}
+    meter = make_meter("depth")
+    meter.update(torch.tensor([[[[nan, 2.0]]]]), torch.tensor([[[[3.0, 2.0]]]]))
+    assert meter.result() == ((1 / 2, 1), {"abs_err": 3 / 2, "rel_err": 1 / 2, "within_1.25": 1 / 2})
+    meter = make_meter("normal")
+    up = [0.0, 0.0, 1.0]
+    guess = torch.tensor([up, up, [nan, 0.0, 1.0], [0.0] * 3]).T.reshape(1, 3, 1, 4)  # no direction has zero either
+    meter.update(guess, torch.tensor([up] * 4).T.reshape(1, 3, 1, 4))
+    count, more = meter.result()
+    assert count == (1 / 2, 1) and more["mean_angle"] == pytest.approx(45)
+
+
 def test_a_score_is_by_image_and_an_error_by_pixel():
     meter = make_meter("depth")
     one, many = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)

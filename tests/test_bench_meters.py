@@ -36,6 +36,12 @@ def test_matthews_of_a_constant_guess_is_zero():
     assert measured("matthews", (one_hot([1, 1, 1]), [1, 0, 1])) == ((2, 3), {"matthews": 0.0})
 
 
+def test_an_answer_that_is_no_number_is_wrong():
+    nan = float("nan")
+    batch = [[2.0, 1.0], [nan, 1.0], [nan, nan], [-float("inf"), 0.0]], [0, 0, 0, 1]
+    assert measured("accuracy", batch)[0] == measured("matthews", batch)[0] == (2, 4)
+
+
 def test_spearman_with_a_tie():
     # ranks of the guesses 0, 1.5, 1.5, 3 and of the truth 0, 2, 1, 3: covariance 4.5, squares 4.5 and 5
     (score, total), metrics = measured("spearman", ([[0.1], [0.4]], [1.0, 3.0]), ([[0.4], [0.9]], [2.0, 5.0]))

@@ -3,6 +3,9 @@
 Pixels without a truth are left out: label -1, depth 0, normal 0. Counts are (sum over images of the share of right
 pixels, images), where images without any truth are left out; measurements pool the pixels of all images, as in the
 literature on NYUv2 (Eigen and Fergus 2015; Liu et al. 2019).
+
+An answer that is no number is wrong: it is no class, counts as depth 0, or as at right angles to the normal. Models
+with BatchNorm give such answers where task vectors were added until a running variance is below 0.
 """
 
 from __future__ import annotations
@@ -48,10 +51,11 @@ class Segmentation:
     def update(self, output: Tensor, labels: Tensor) -> None:
         """Logits (B, classes, H, W) and int64 labels (B, H, W), -1 where there is none."""
         classes, known = output.shape[1], labels >= 0
-        guess = output.argmax(dim=1)
+        # no class is one more column; argmax would make it the first class
+        guess = output.argmax(dim=1).masked_fill(output.isnan().any(dim=1), classes)
         self._shares.add(guess == labels, known)
-        pairs = labels[known] * classes + guess[known]
-        self._pairs = self._pairs + pairs.bincount(minlength=classes**2).view(classes, classes)
+        pairs = labels[known] * (classes + 1) + guess[known]
+        self._pairs = self._pairs + pairs.bincount(minlength=classes * (classes + 1)).view(classes, classes + 1)
 
     def result(self) -> tuple[tuple[float, int], dict[str, float]]:
         """Counts; "miou" over the classes that occur in truth or prediction, and "pixel_accuracy", in [0, 1]."""
@@ -59,7 +63,7 @@ class Segmentation:
         assert isinstance(self._pairs, Tensor)
         pairs = self._pairs.double()
         both = pairs.diagonal()
-        either = pairs.sum(dim=0) + pairs.sum(dim=1) - both
+        either = pairs[:, :-1].sum(dim=0) + pairs.sum(dim=1) - both
         miou = (both / either)[either > 0].mean()
         return count, {"miou": float(miou), "pixel_accuracy": float(both.sum() / pairs.sum())}
 
@@ -74,7 +78,8 @@ class Depth:
     def update(self, output: Tensor, labels: Tensor) -> None:
         """Depths (B, 1, H, W) in metres, and true ones, 0 where there is none."""
         known, truth = labels > 0, labels.double()
-        error = (output.double() - truth).abs()
+        output = torch.where(output.isfinite(), output, 0.0).double()
+        error = (output - truth).abs()
         # a predicted depth of 0 or less has no ratio, and is wrong
         right = (torch.maximum(output / truth, truth / output) < RATIO) & (output > 0)
         self._shares.add(right[:, 0], known[:, 0])
@@ -107,6 +112,7 @@ class Normal:
         # of two vectors that are nearly parallel, the arc tangent of sine and cosine is exact, the arc cosine is not
         sine = torch.linalg.cross(one, other, dim=1).norm(dim=1)
         angle = torch.atan2(sine, (one * other).sum(dim=1)).rad2deg()
+        angle = torch.where(one.isfinite().all(dim=1) & one.any(dim=1), angle, 90.0)  # else it has no direction
         self._shares.add(angle <= ANGLES[-1], known)
         found = angle[known]
         self._sum = self._sum + found.sum()

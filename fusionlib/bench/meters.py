@@ -40,7 +40,7 @@ class Accuracy:
 
     def update(self, output: Tensor, labels: Tensor) -> None:
         """Logits (B, classes) and int64 labels (B,)."""
-        self.correct = self.correct + (output.argmax(dim=-1) == labels).sum()
+        self.correct = self.correct + (_guess(output) == labels).sum()
         self.total += len(labels)
 
     def result(self) -> tuple[Count, dict[str, float]]:
@@ -56,7 +56,7 @@ class Matthews:
 
     def update(self, output: Tensor, labels: Tensor) -> None:
         """Logits (B, classes) and int64 labels (B,)."""
-        self._pairs.append(torch.stack([output.argmax(dim=-1), labels]))
+        self._pairs.append(torch.stack([_guess(output), labels]))
 
     def result(self) -> tuple[Count, dict[str, float]]:
         """Right answers, examples; and "matthews", 0 where one of the two sides is constant."""
@@ -125,6 +125,11 @@ def make_meter(metric: str) -> Meter:
 def rank_correlation(one: Tensor, other: Tensor) -> float:
     """Spearman's, of two rows of numbers, ties at their mean rank; 0 where one side is constant."""
     return _correlation(_ranks(one.double()), _ranks(other.double()))
+
+
+def _guess(logits: Tensor) -> Tensor:
+    """The likeliest class, (B, classes) to (B,); -1, which is none, where a logit is no number."""
+    return logits.argmax(dim=-1).masked_fill(logits.isnan().any(dim=-1), -1)
 
 
 def _ranks(values: Tensor) -> Tensor:
