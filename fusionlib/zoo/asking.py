@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionlib.core import ParameterError, suggest
+from fusionlib.zoo.files import hash_file
 from fusionlib.zoo.prompts import Prompt, encode
 from fusionlib.zoo.reading import Batch, Draw
 from fusionlib.zoo.recipe import Recipe
@@ -61,6 +64,19 @@ class Questions(Tokens):
 
     start: int = 0
     prompts: Mapping[str, Prompt] = field(default_factory=dict, hash=False, compare=False)
+
+    @classmethod
+    def of(cls, tokenizer: Path, longest: int, config: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> Questions:
+        """Questions to a T5.
+
+        Args:
+            tokenizer: its ``tokenizer.json``.
+            longest: tokens of a question, at most.
+            config: the model's, which says the ids of the start, of the end and of what fills rows up.
+            prompts: task name -> how it is asked.
+        """
+        end, pad, start = (config[f"{name}_token_id"] for name in ("eos", "pad", "decoder_start"))
+        return cls(hash_file(tokenizer), longest, end, pad, tokenizer, start, prompts)
 
     def prompt(self, task: Task) -> Prompt:
         """How a task is asked; ParameterError if that is not known, or it has not a word for each class."""

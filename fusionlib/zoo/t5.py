@@ -189,21 +189,12 @@ def tiny_t5() -> T5Backbone:
     from transformers import T5Config
 
     facts = json.loads((FOLDER / "config.json").read_text())
-    tokenizer = TEXT / "tokenizer.json"
     weights = {name: tensor.float() for name, tensor in load_file(FOLDER / "model.safetensors").items()}
     return T5Backbone(
         name="tiny-t5",
         config=T5Config.from_dict({**facts, "dtype": "float32"}),
         state=all_names(weights),
-        preprocess=Questions(
-            hash_file(tokenizer),
-            LONGEST,
-            facts["eos_token_id"],
-            facts["pad_token_id"],
-            tokenizer,
-            facts["decoder_start_token_id"],
-            prompts.EMBEDDED,
-        ),
+        preprocess=Questions.of(TEXT / "tokenizer.json", LONGEST, facts, prompts.EMBEDDED),
     )
 
 

@@ -13,7 +13,6 @@ from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapters import is_adapter, merge_adapter
 from fusionlib.zoo.asking import Questions
 from fusionlib.zoo.backbone import GivenHead
-from fusionlib.zoo.files import hash_file
 from fusionlib.zoo.hub.table import datasets
 from fusionlib.zoo.losses import Loss
 from fusionlib.zoo.prompts import Prompt
@@ -83,19 +82,12 @@ def read(
     state = _state(pretrained, wanted)
     # Flan's output layer is its own, which T5Config forgets, and PEFT warns of when it finds the two apart
     config.tie_word_embeddings = state["lm_head.weight"].data_ptr() == state["shared.weight"].data_ptr()
+    asked = {name: Prompt(data.prompt, data.classes) for name, data in datasets().items() if data.prompt}
     base = FlanT5Backbone(
         name=str(pretrained),
         config=config,
         state=state,
-        preprocess=Questions(
-            hash_file(tokenizer),
-            LONGEST,
-            facts["eos_token_id"],
-            facts["pad_token_id"],
-            tokenizer,
-            facts["decoder_start_token_id"],
-            {name: Prompt(data.prompt, data.classes) for name, data in datasets().items() if data.prompt},
-        ),
+        preprocess=Questions.of(tokenizer, LONGEST, facts, asked),
     )
     return base, {task: read_finetuned(base, folder) for task, folder in models.items()}, {}
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,16 +44,11 @@ def make_base(
     from safetensors.torch import save_file
 
     from fusionlib.zoo.making import next_word
-    from fusionlib.zoo.making.corpus import make_documents
     from fusionlib.zoo.making.tokenizing import make_tokenizer, pack_windows
 
     if not steps_scale > 0:
         raise ParameterError(f"steps_scale is {steps_scale}; it must be positive, and 1 is the recipe.")
-    places = find(TEXT_SOURCES, sources)
-    say("reading the sources")
-    documents = make_documents(places, pack, seed)
-    mixed = [text for texts in documents.values() for text in texts]
-    random.Random(seed).shuffle(mixed)
+    documents, mixed = read_mixed(sources, pack, seed)
     tokenizer = make_tokenizer(mixed)
     training = next_word.Training()
     training = replace(training, steps=max(1, round(training.steps * steps_scale)))
@@ -112,22 +107,40 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if all went well, 1 with a sentence if not."""
-    parser = argparse.ArgumentParser(prog="python -m fusionlib.zoo.making.tiny_gpt2_base", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+def read_mixed(sources: Path | None, pack: Path, seed: int) -> tuple[dict[str, list[str]], list[str]]:
+    """Source -> its texts, and all of them in one order that depends on the seed; CheckpointError if one is missing."""
+    from fusionlib.zoo.making.corpus import make_documents
+
+    places = find(TEXT_SOURCES, sources)
+    say("reading the sources")
+    documents = make_documents(places, pack, seed)
+    mixed = [text for texts in documents.values() for text in texts]
+    random.Random(seed).shuffle(mixed)
+    return documents, mixed
+
+
+def command(make: Callable[..., object], script: str, about: str | None, arguments: list[str] | None) -> int:
+    """The command line of a script that makes a base of texts; 0 if all went well, 1 with a sentence if not."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {script}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--sources", type=Path, help="folder that the source packages were unpacked into")
-    parser.add_argument("--pack", type=Path, default=TEXT, help="folder of the tasks' Parquet files")
+    parser.add_argument("--pack", type=Path, default=TEXT, help="folder of the tasks' Parquet files and the tokenizer")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="factor on the steps; 1 is the recipe")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     try:
-        make_base(given.out, sources=given.sources, pack=given.pack, steps_scale=given.steps_scale, seed=given.seed)
+        make(given.out, sources=given.sources, pack=given.pack, steps_scale=given.steps_scale, seed=given.seed)
     except FusionError as error:
         say(f"error: {error}")
         return 1
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 if all went well, 1 with a sentence if not."""
+    return command(make_base, "fusionlib.zoo.making.tiny_gpt2_base", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,17 @@ bf16 differ a little from one processor to another, so another machine's base is
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import random
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fusionlib.core import CheckpointError, FusionError, ParameterError
+from fusionlib.core import CheckpointError, ParameterError
 from fusionlib.zoo.files import TEXT, hash_file, hash_files, write_atomically
-from fusionlib.zoo.making.sources import TEXT_SOURCES, find
-from fusionlib.zoo.making.tiny_gpt2_base import hash_texts, say, summary, write_json
+from fusionlib.zoo.making.sources import TEXT_SOURCES
+from fusionlib.zoo.making.tiny_gpt2_base import command, hash_texts, read_mixed, say, summary, write_json
 
 VERSION = 1  # raised when the same settings give other weights
 
@@ -44,16 +42,11 @@ def make_base(
     from tokenizers import Tokenizer
 
     from fusionlib.zoo.making import text_to_text
-    from fusionlib.zoo.making.corpus import make_documents
     from fusionlib.zoo.making.exercises import make_exercises
 
     if not steps_scale > 0:
         raise ParameterError(f"steps_scale is {steps_scale}; it must be positive, and 1 is the recipe.")
-    places = find(TEXT_SOURCES, sources)
-    say("reading the sources")
-    documents = make_documents(places, pack, seed)
-    mixed = [text for texts in documents.values() for text in texts]
-    random.Random(seed).shuffle(mixed)
+    documents, mixed = read_mixed(sources, pack, seed)
     exercises = make_exercises(Tokenizer.from_file(str(pack / "tokenizer.json")), documents, mixed)
     training = text_to_text.Training()
     training = replace(training, steps=max(1, round(training.steps * steps_scale)))
@@ -93,20 +86,7 @@ def make_base(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if all went well, 1 with a sentence if not."""
-    parser = argparse.ArgumentParser(prog="python -m fusionlib.zoo.making.tiny_t5_base", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--sources", type=Path, help="folder that the source packages were unpacked into")
-    parser.add_argument("--pack", type=Path, default=TEXT, help="folder of the tasks' Parquet files and the tokenizer")
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="factor on the steps; 1 is the recipe")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    try:
-        make_base(given.out, sources=given.sources, pack=given.pack, steps_scale=given.steps_scale, seed=given.seed)
-    except FusionError as error:
-        say(f"error: {error}")
-        return 1
-    return 0
+    return command(make_base, "fusionlib.zoo.making.tiny_t5_base", __doc__, arguments)
 
 
 if __name__ == "__main__":
