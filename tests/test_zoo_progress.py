@@ -44,6 +44,12 @@ def test_plain_lines(monkeypatch, capsys, clock):
     )
 
 
+def test_the_title_names_an_adapter(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_mode", lambda: "plain")
+    progress.Progress([Job("tiny-clip", ("flags",), "l-lora", 1, Recipe(steps=100))]).close()
+    assert capsys.readouterr().err == "Fine-tuning tiny-clip with l-lora, seed 1: 1 to make (flags).\n"
+
+
 def test_one_changing_line_in_a_notebook(monkeypatch, capsys, clock):
     run(monkeypatch, "notebook", clock)
     shown = capsys.readouterr().err

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusionlib.zoo.job import Job
+from fusionlib.zoo.recipe import JOINT
 
 _PLAIN_SECONDS = 15  # between two plain lines that only say how far things are
 
@@ -30,8 +31,8 @@ class Progress:
         self._rich: Any = None
         self._bars: dict[Job, Any] = {}
         self._mode = _mode() if enabled else "silent"
-        seed = jobs[0].seed
-        self._title = f"Fine-tuning {jobs[0].backbone}, seed {seed}: {len(jobs)} to make"
+        adapter = next((f" with {job.kind}" for job in jobs if job.kind not in ("full", JOINT)), "")
+        self._title = f"Fine-tuning {jobs[0].backbone}{adapter}, seed {jobs[0].seed}: {len(jobs)} to make"
         if self._mode == "terminal":
             self._start_bars()
         else:
