@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import SHOWN
 
 from fusionlib.core import FusionError
 from fusionlib.press import book
@@ -90,19 +91,17 @@ def test_numbers_of_the_prose_are_those_of_the_run(site):
 
 
 def test_a_second_build_has_nothing_to_do(site, smoke_project, capsys):
-    assert build(smoke_project, configurations=["smoke"]) == 0
+    assert build(smoke_project, configurations=SHOWN) == 0
     assert "up to date" in capsys.readouterr().out
 
 
-def test_another_configuration_is_a_page_below_its_chapter(smoke_project, tmp_path):
-    root = tmp_path / "project"
-    shutil.copytree(smoke_project, root, ignore=shutil.ignore_patterns("html", "stage"))
-    shutil.copytree(root / "_build/executed/smoke", root / "_build/executed/other")
-    stage(Project(root), tmp_path / "stage", ["smoke", "other"])
-    page = json.loads((tmp_path / "stage/book/methods/ties_merging/other.ipynb").read_text(encoding="utf-8"))
+def test_another_configuration_is_a_page_below_its_chapter(site, smoke_project):
+    stage = smoke_project / "_build" / "stage"
+    page = json.loads((stage / "book/methods/ties_merging/again.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(cell["source"]) for cell in page["cells"])
-    assert text.startswith("# TIES-Merging: other") and "## What the knobs do" in text and "## Why" not in text
-    assert "ties_merging/other" in (tmp_path / "stage/_toc.yml").read_text()
+    assert text.startswith("# TIES-Merging: again") and "## What the knobs do" in text and "## Why" not in text
+    assert "ties_merging/again" in (stage / "_toc.yml").read_text(encoding="utf-8")
+    assert (site / "book/methods/ties_merging/again.html").is_file()
 
 
 def test_a_chapter_that_was_not_run_is_named(smoke_project, tmp_path):
@@ -116,7 +115,7 @@ def test_a_broken_reference_fails_the_build_and_keeps_the_old_site(site, smoke_p
     shutil.copytree(smoke_project / "_build", root / "_build")
     page = root / "book" / "notation.md"
     page.write_text(page.read_text(encoding="utf-8") + "\nSee {ref}`nowhere <ch-nowhere>`.\n", encoding="utf-8")
-    assert build(root, configurations=["smoke"]) == 1
+    assert build(root, configurations=SHOWN) == 1
     assert "ch-nowhere" in capsys.readouterr().err
     assert (root / "_build/html/index.html").is_file()
 

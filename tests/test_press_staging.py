@@ -27,6 +27,12 @@ def notebook(*texts):
     return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
 
 
+def glued(identity, *names):
+    """A code cell that has kept values under these names."""
+    outputs = [{"output_type": "display_data", "data": {}, "metadata": {"scrapbook": {"name": n}}} for n in names]
+    return {"cell_type": "code", "id": identity, "metadata": {"tags": ["mine"]}, "source": "", "outputs": outputs}
+
+
 def ran(project, configuration, text):
     copy = project.executed_copy(configuration, "methods/vote")
     write_text(copy, notebook(f"## On the suite\n\n{text}"))
@@ -59,6 +65,24 @@ def test_a_reason_stands_below_the_chapter_where_results_would(project, tmp_path
     toc = yaml.safe_load((tmp_path / "stage" / "_toc.yml").read_text())
     below = toc["parts"][0]["chapters"][0]["sections"]
     assert [page["file"] for page in below] == ["book/methods/vote/maps", "book/methods/vote/texts"]
+
+
+def test_a_value_that_the_results_show_comes_along_though_another_section_made_it(project, tmp_path):
+    ran(project, "one", "Seven votes.")
+    ran(project, "texts", "The results show {glue:text}`seats`, and {glue:text}`votes` made elsewhere.")
+    copy = project.executed_copy("texts", "methods/vote")
+    page = json.loads(copy.read_text())
+    page["cells"] += [
+        {"cell_type": "markdown", "id": "next", "metadata": {}, "source": "## When it fails"},
+        glued("b", "votes", "more_votes"),
+        glued("c", "unrelated"),
+    ]
+    page["cells"].insert(2, glued("d", "seats"))
+    write_text(copy, json.dumps(page))
+    stage(project, tmp_path / "stage", ["one", "texts"])
+    cells = json.loads((tmp_path / "stage/book/methods/vote/texts.ipynb").read_text())["cells"]
+    assert [cell["id"] for cell in cells] == ["results-head", "a", "d", "b"]
+    assert [cell["metadata"].get("tags") for cell in cells[2:]] == [["mine"], ["remove-cell"]]
 
 
 def test_a_reason_in_the_chapters_own_place_keeps_its_label(project, tmp_path):

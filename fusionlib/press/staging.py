@@ -8,21 +8,15 @@ only what changed.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from fusionlib.core import FusionError
-from fusionlib.press.files import read_json
-from fusionlib.press.project import Project, status_file
-
-# the sections that differ between configurations: of a method's chapter, and of a suite's
-RESULTS = ("On the suite", "What the knobs do", "The fine-tunes", "Where the fine-tunes lie", "Unseen tasks")
-_LABEL = re.compile(r"^\([^)\n]+\)=\s*\n", flags=re.M)
+from fusionlib.press.pages import dump, page_below, reason_of, reason_page
+from fusionlib.press.project import Project
 
 
 def stage(project: Project, target: Path, configurations: Iterable[str]) -> bool:
@@ -45,14 +39,14 @@ def stage(project: Project, target: Path, configurations: Iterable[str]) -> bool
         executed = project.executed_copy(first, chapter)
         if executed.is_file():
             wanted[relative] = _chapter(executed)
-        elif (reason := _reason(executed)) is not None:
-            wanted[relative] = _reason_page(path, reason)
+        elif (reason := reason_of(executed)) is not None:
+            wanted[relative] = reason_page(path, reason)
         else:
             missing.append(chapter)
             continue
         for other in others:
             copy = project.executed_copy(other, chapter)
-            if (page := _page_below(copy, path, chapter, other)) is not None:
+            if (page := page_below(copy, path, chapter, other)) is not None:
                 below.setdefault(f"book/{chapter}", []).append(f"book/{chapter}/{other}")
                 wanted[Path("book") / chapter / f"{other}.ipynb"] = page
     if missing:
@@ -72,86 +66,7 @@ def _sources(project: Project) -> Iterator[Path]:
 
 
 def _chapter(executed: Path) -> bytes:
-    return _dump(json.loads(executed.read_text(encoding="utf-8")))
-
-
-def _reason(executed: Path) -> str | None:
-    """Why a chapter was skipped; None if it was not."""
-    status = read_json(status_file(executed))
-    return status["failure"]["message"] if status.get("status") == "skipped" else None
-
-
-def _page_below(executed: Path, source: Path, chapter: str, configuration: str) -> bytes | None:
-    """What a configuration has to say below a chapter: results, why there are none, or nothing."""
-    if executed.is_file():
-        return _results_page(executed, chapter, configuration)
-    # a chapter about one suite has nothing to say of another
-    reason = _reason(executed) if chapter.startswith("methods/") else None
-    return None if reason is None else _reason_page(source, reason, chapter, configuration)
-
-
-def _reason_page(source: Path, reason: str, chapter: str = "", configuration: str = "") -> bytes:
-    """A page that says why a method does not apply; in the chapter's own place it keeps the chapter's label."""
-    notebook = json.loads(source.read_text(encoding="utf-8"))
-    first = "".join(notebook["cells"][0]["source"])
-    title = re.findall(r"^# (.+)$", first, flags=re.M)[0]
-    if configuration:
-        head = f"# {title}: {configuration}\n\n[{title}]({_up(chapter)}{chapter}.ipynb) explains the method."
-    else:
-        head = f"{''.join(_LABEL.findall(first))}# {title}"
-    title = "Does not apply to these models or tasks"
-    text = f"{head}\n\n```{{admonition}} {title}\n{reason}\n```"
-    return _dump({**notebook, "cells": [{"cell_type": "markdown", "id": "reason", "metadata": {}, "source": text}]})
-
-
-def _up(chapter: str) -> str:
-    """From a page below a chapter to the folder of the chapters."""
-    return "../" * (chapter.count("/") + 1)
-
-
-def _results_page(executed: Path, chapter: str, configuration: str) -> bytes | None:
-    """The sections with results of an executed chapter, as a page of its own; None if it has no such section."""
-    notebook = json.loads(executed.read_text(encoding="utf-8"))
-    kept: list[dict[str, Any]] = []
-    heading = title = ""
-    for cell in notebook["cells"]:
-        text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            title = title or "".join(re.findall(r"^# (.+)$", text, flags=re.M)[:1])
-            found = re.findall(r"^## (.+)$", text, flags=re.M)
-            heading = found[-1] if found else heading
-        if heading in RESULTS:
-            kept.append(_renamed(cell, configuration))
-    if not kept:
-        return None
-    values = read_json(status_file(executed)).get("parameters", {})
-    listed = "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
-    head = (
-        f"# {title}: {configuration}\n\nThe results of [{title}]({_up(chapter)}{chapter}.ipynb) for another "
-        f"configuration; the chapter explains them.\n\n```yaml\n{listed}\n```"
-    )
-    cells = [{"cell_type": "markdown", "id": "results-head", "metadata": {}, "source": head}, *kept]
-    return _dump({**notebook, "cells": cells})
-
-
-def _renamed(cell: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """The cell without labels and with figure names of its own, so that nothing is defined twice in the book."""
-    if cell["cell_type"] == "markdown":
-        return {**cell, "source": _LABEL.sub("", "".join(cell["source"]))}
-    metadata = json.loads(json.dumps(cell["metadata"]))
-    figure = metadata.get("mystnb", {}).get("figure", {})
-    if "name" in figure:
-        figure["name"] += f"-{configuration}"
-    return {**cell, "metadata": metadata}
-
-
-def _dump(notebook: dict[str, Any]) -> bytes:
-    """The notebook without what changes from run to run and is not shown: times, durations, papermill's notes."""
-    for cell in notebook["cells"]:
-        for noise in ("papermill", "execution"):
-            cell["metadata"].pop(noise, None)
-    notebook["metadata"].pop("papermill", None)
-    return (json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    return dump(json.loads(executed.read_text(encoding="utf-8")))
 
 
 def _table_of_contents(path: Path, below: dict[str, list[str]]) -> bytes:
