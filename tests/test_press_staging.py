@@ -40,7 +40,7 @@ def ran(project, configuration, text):
 
 
 def skipped(project, configuration):
-    status = {"status": "skipped", "failure": {"error": "NotApplicable", "message": "Depths have no votes."}}
+    status = {"status": "skipped", "failure": {"error": "NotApplicable", "message": "depths have no votes."}}
     write_text(status_file(project.executed_copy(configuration, "methods/vote")), json.dumps(status))
 
 
@@ -64,7 +64,19 @@ def test_a_reason_stands_below_the_chapter_where_results_would(project, tmp_path
     assert "Depths have no votes." in reason and "(ch-vote)=" not in reason
     toc = yaml.safe_load((tmp_path / "stage" / "_toc.yml").read_text())
     below = toc["parts"][0]["chapters"][0]["sections"]
-    assert [page["file"] for page in below] == ["book/methods/vote/maps", "book/methods/vote/texts"]
+    names = ("maps", "texts")  # beside the chapter's own title there is no need to say it again
+    assert below == [{"file": f"book/methods/vote/{name}", "title": name} for name in names]
+
+
+def test_other_contents_build_every_page_anew(project, tmp_path):
+    """Each page shows the contents, and only pages that changed would be built."""
+    built = tmp_path / "stage" / "_build" / "html" / "vote.html"
+    ran(project, "one", "Seven votes.")
+    ran(project, "texts", "Three votes.")
+    stage(project, tmp_path / "stage", ["one"])
+    write_text(built, "with the contents of then")
+    assert not stage(project, tmp_path / "stage", ["one"]) and built.is_file()
+    assert stage(project, tmp_path / "stage", ["one", "texts"]) and not built.exists()
 
 
 def test_a_value_that_the_results_show_comes_along_though_another_section_made_it(project, tmp_path):

@@ -41,7 +41,7 @@ def reason_page(source: Path, reason: str, chapter: str = "", configuration: str
     else:
         head = f"{''.join(_LABEL.findall(first))}# {title}"
     title = "Does not apply to these models or tasks"
-    text = f"{head}\n\n```{{admonition}} {title}\n{reason}\n```"
+    text = f"{head}\n\n```{{admonition}} {title}\n{reason[0].upper()}{reason[1:]}\n```"
     return dump({**notebook, "cells": [{"cell_type": "markdown", "id": "reason", "metadata": {}, "source": text}]})
 
 

@@ -54,7 +54,11 @@ def stage(project: Project, target: Path, configurations: Iterable[str]) -> bool
             f"{len(missing)} chapters have not been executed for {first!r}: {', '.join(missing)}. "
             f"Run `fusionlib run --params {first}`, or `fusionlib book` without --no-run."
         )
+    contents = target / "_toc.yml"
     wanted[Path("_toc.yml")] = _table_of_contents(project.root / "_toc.yml", below)
+    if contents.is_file() and contents.read_bytes() != wanted[Path("_toc.yml")]:
+        # every page shows the contents, and jupyter-book builds again only the pages that changed themselves
+        shutil.rmtree(target / "_build", ignore_errors=True)
     return _write(target, wanted)
 
 
@@ -74,7 +78,8 @@ def _table_of_contents(path: Path, below: dict[str, list[str]]) -> bytes:
     for part in toc["parts"]:
         for chapter in part["chapters"]:
             if chapter["file"] in below:
-                chapter["sections"] = [{"file": page} for page in below[chapter["file"]]]
+                pages = below[chapter["file"]]
+                chapter["sections"] = [{"file": page, "title": page.rsplit("/", 1)[1]} for page in pages]
     return yaml.safe_dump(toc, sort_keys=False).encode()
 
 
