@@ -20,7 +20,7 @@ serve: book  ## the same, then serve it on this machine
 	@$(BIN)/fusionlib book --no-run --serve
 
 test: $(STAMP)  ## the whole test suite, the book and the browser included
-	@$(BIN)/python -m pytest -n auto --dist loadgroup
+	@$(BIN)/python -m pytest
 
 check: $(STAMP)  ## format, lint, types
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"

@@ -26,13 +26,6 @@ TEXTS = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    """With ``-n``, whatever shares the one run of all chapters goes to one process, and else every file to one."""
-    for item in items:
-        group = "book" if item.get_closest_marker("book") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_terminal_summary(terminalreporter):
     """Says what tests have counted."""
     found = [value for report in terminalreporter.getreports("passed") for value in report.user_properties]
