@@ -109,6 +109,21 @@ def test_a_chapter_has_maths_tables_and_figures(opened):
     assert page.locator("table.fusion-table th").first.inner_text() == "Method"
 
 
+def test_no_equation_is_wider_than_its_column(opened, site):
+    """One that is must be scrolled, and its end is not seen."""
+    cut = {}
+    for chapter in sorted((site / "book" / "methods").glob("*.html")):
+        page = opened(f"book/methods/{chapter.stem}")
+        page.evaluate("MathJax.startup.promise.then(() => null)")
+        equations = "[...document.querySelectorAll('div.math')].filter(e => e.querySelector('mjx-container'))"
+        too_wide = (
+            "e => e.querySelector('mjx-container').scrollWidth > e.querySelector('mjx-container').clientWidth + 2"
+        )
+        cut[chapter.stem] = page.evaluate(f"{equations}.filter({too_wide}).map(e => e.id)")
+        page.context.close()
+    assert len(cut) > 10 and {name: found for name, found in cut.items() if found} == {}
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_tables_are_readable(opened, theme):
     """Text and what lies behind it differ by the contrast that guidelines ask for."""
