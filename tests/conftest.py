@@ -16,7 +16,6 @@ import fusionlib  # noqa: F401  - before anything that imports torchvision
 ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
 SHOWN = ["smoke", "again"]  # the configurations in the book
-OTHERS = ["smoke-t5", "smoke-text", "smoke-nyu"]  # configurations of suites that are not of pictures
 # These chapters keep their tasks whatever smoke.yaml says; here they get as many as they need.
 TWO = ("reviews", "question")
 TEXTS = {
@@ -77,29 +76,6 @@ def smoke_project(tmp_path_factory, smoke_environment):
     done = subprocess.run(command, cwd=root, env=smoke_environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     return root
-
-
-@pytest.fixture(scope="session", autouse=True)
-def other_suites(request, tmp_path_factory):
-    """A run of the methods' chapters for ``OTHERS``: the checkout, the process, its output; None if nobody needs it.
-
-    It begins with the session, and has what the other tests leave of the cores, because they use one most of the time.
-    """
-    if all(item.path.stem != "test_chapters_on_suites" for item in request.session.items):
-        yield None
-        return
-    root = tmp_path_factory.mktemp("others")
-    for name in ("book/methods", "params"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copy(ROOT / "_config.yml", root)
-    command = [*FUSIONLIB, "run", "--chapters", "methods/*", "--params", *OTHERS]
-    yielding = {"preexec_fn": lambda: os.nice(10)} if hasattr(os, "nice") else {}
-    with open(root / "run.log", "w", encoding="utf-8") as log:
-        environment = request.getfixturevalue("smoke_environment")
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log, **yielding)
-    yield root, process
-    process.terminate()  # if the session was interrupted
-    process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import OTHERS
+from conftest import FUSIONLIB
 
 from fusionlib import methods
 
@@ -29,24 +31,27 @@ SKIPPED = {
 pytestmark = pytest.mark.book
 
 
-@pytest.fixture(scope="module")
-def executed(other_suites):
-    """The folder of the executed chapters, once the run of the grid is over."""
-    root, process = other_suites
-    code = process.wait()
-    assert code == 0, (root / "run.log").read_text(encoding="utf-8")[-9000:]
-    return root / "_build" / "executed"
+@pytest.fixture(scope="module", params=SKIPPED)
+def executed(request, tmp_path_factory, smoke_environment):
+    """The folder of the chapters, executed by one run of the grid; a run of ``smoke`` may have left the fine-tunes."""
+    root = tmp_path_factory.mktemp(request.param)
+    for name in ("book/methods", "params"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(ROOT / "_config.yml", root)
+    command = [*FUSIONLIB, "run", "--params", request.param, "--chapters", "methods/*"]
+    done = subprocess.run(command, cwd=root, env=smoke_environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return root / "_build" / "executed" / request.param / "methods"
 
 
 @pytest.mark.parametrize("chapter", methods.names())
-@pytest.mark.parametrize("configuration", OTHERS)
-def test_a_chapter_reads_the_suite_or_is_skipped(executed, configuration, chapter):
-    folder = executed / configuration / "methods"
-    status = json.loads((folder / f"{chapter}.json").read_text(encoding="utf-8"))["status"]
+def test_a_chapter_reads_the_suite_or_is_skipped(executed, chapter):
+    configuration = executed.parent.name
+    status = json.loads((executed / f"{chapter}.json").read_text(encoding="utf-8"))["status"]
     assert status == ("skipped" if chapter in SKIPPED[configuration] else "done")
     if status == "skipped":
         return
-    cells = json.loads((folder / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((executed / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
     found = [output for cell in cells for output in cell.get("outputs", [])]
     tables = ["".join(o["data"]["text/plain"]) for o in found if "text/html" in o.get("data", {})]
     tasks = yaml.safe_load((ROOT / "params" / f"{configuration}.yaml").read_text(encoding="utf-8"))["tasks"]
