@@ -28,9 +28,9 @@ TEXTS = {
 
 def pytest_terminal_summary(terminalreporter):
     """Says what tests have counted."""
-    found = [value for report in terminalreporter.getreports("passed") for value in report.user_properties]
-    for name, value in found:
-        terminalreporter.write_line(f"{name}: {value}")
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture

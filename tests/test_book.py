@@ -96,11 +96,11 @@ def test_a_second_build_has_nothing_to_do(site, smoke_project, capsys):
 
 
 def test_another_configuration_is_a_page_below_its_chapter(site, smoke_project):
-    stage = smoke_project / "_build" / "stage"
-    page = json.loads((stage / "book/methods/ties_merging/again.ipynb").read_text(encoding="utf-8"))
+    staged = smoke_project / "_build" / "stage"
+    page = json.loads((staged / "book/methods/ties_merging/again.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(cell["source"]) for cell in page["cells"])
     assert text.startswith("# TIES-Merging: again") and "## What the knobs do" in text and "## Why" not in text
-    assert "ties_merging/again" in (stage / "_toc.yml").read_text(encoding="utf-8")
+    assert "ties_merging/again" in (staged / "_toc.yml").read_text(encoding="utf-8")
     assert (site / "book/methods/ties_merging/again.html").is_file()
 
 

@@ -115,11 +115,9 @@ def test_no_equation_is_wider_than_its_column(opened, site):
     for chapter in sorted((site / "book" / "methods").glob("*.html")):
         page = opened(f"book/methods/{chapter.stem}")
         page.evaluate("MathJax.startup.promise.then(() => null)")
-        equations = "[...document.querySelectorAll('div.math')].filter(e => e.querySelector('mjx-container'))"
-        too_wide = (
-            "e => e.querySelector('mjx-container').scrollWidth > e.querySelector('mjx-container').clientWidth + 2"
-        )
-        cut[chapter.stem] = page.evaluate(f"{equations}.filter({too_wide}).map(e => e.id)")
+        equations = "[...document.querySelectorAll('div.math mjx-container')]"
+        wide = "filter(e => e.scrollWidth > e.clientWidth + 2).map(e => e.closest('div.math').id)"
+        cut[chapter.stem] = page.evaluate(f"{equations}.{wide}")
         page.context.close()
     assert len(cut) > 10 and {name: found for name, found in cut.items() if found} == {}
 

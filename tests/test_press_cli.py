@@ -235,6 +235,6 @@ def test_an_interrupt_while_the_libraries_are_loaded(begin):
     processes = family(run)
     wait_for(lambda: processes[1].cpu_times().user > 0.1)
     run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=5)
     assert (run.returncode, err) == (130, "") and "interrupted: 0 of 3 done; run again to go on" in out
     assert not alive(processes) and [path.name for path in project.executed.iterdir()] == [".lock"]
