@@ -121,6 +121,17 @@ def test_overrides_and_configurations_have_folders_of_their_own(project):
         press(project, params=["one"], chapters=("only_two",))
 
 
+def test_a_chapter_can_run_once_per_backbone(project):
+    for name, backbone in (("small", "tiny-clip"), ("again", "tiny-clip"), ("texts", "tiny-t5")):
+        (project.params / f"{name}.yaml").write_text(f"backbone: {backbone}")
+    write_chapter(
+        project, "methods/deeper", "print(backbone)", parameters="backbone = 'tiny-nyu'", configurations="backbones"
+    )
+    assert press(project, params=["small", "again", "texts"])[0] == 0
+    copies = {path.relative_to(project.executed).as_posix() for path in project.executed.rglob("*.ipynb")}
+    assert copies == {"small/methods/deeper.ipynb", "texts/methods/deeper.ipynb"}
+
+
 def test_a_failure_is_shown_and_leaves_the_others(project):
     long = "x = 'blob " + 300_000 * "z" + "'"
     fails = f"{long}\nraise ValueError('no such luck')"

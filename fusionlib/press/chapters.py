@@ -2,8 +2,9 @@
 
 A chapter may restrict itself in the notebook's metadata, under ``"fusionlib"``:
 
-* ``"configurations"``: ``"all"``, ``"first"`` (only the first configuration of a run) or a list of names.
-  Default: all for ``book/methods/``, first for everything else.
+* ``"configurations"``: ``"all"``, ``"first"`` (only the first configuration of a run), ``"backbones"`` (the first
+  configuration of each backbone, for what does not depend on fine-tunes) or a list of names. Default: all for
+  ``book/methods/``, first for everything else.
 * ``"keeps"``: parameters that keep the notebook's own values whatever the configuration says, such as the backbone
   and the tasks of a chapter about one suite. Default: none.
 * ``"after": "all"``: run when all the other chapters have ended, and again when the records have changed.
@@ -35,7 +36,7 @@ class Chapter:
         path: the notebook.
         name: its path below ``book/`` without the suffix, "methods/ties_merging".
         parameters: name -> default of its parameters cell, in the order of the cell; empty if it has none.
-        configurations: "all", "first", or the names of those it runs for.
+        configurations: "all", "first", "backbones", or the names of those it runs for.
         last: whether it runs after all the others.
         keeps: parameters whose values in a configuration are passed over.
         identity: hash of its cells (sources, tags) and metadata; outputs do not count.
@@ -48,12 +49,6 @@ class Chapter:
     last: bool
     identity: str
     keeps: tuple[str, ...] = ()
-
-    def runs_for(self, configuration: str, first: bool) -> bool:
-        """Whether it runs for a configuration, which is or is not the first of the run."""
-        if isinstance(self.configurations, tuple):
-            return configuration in self.configurations
-        return first or self.configurations == "all"
 
 
 def read_all(project: Project) -> list[Chapter]:
@@ -163,10 +158,10 @@ def _restrictions(name: str, own: Any, path: Path) -> tuple[str | tuple[str, ...
     after = own.get("after", "all" if folder == "results" else None)
     if isinstance(configurations, list) and all(isinstance(item, str) for item in configurations):
         configurations = tuple(configurations)
-    elif configurations not in ("all", "first"):
+    elif configurations not in ("all", "first", "backbones"):
         raise ParameterError(
-            f"{path}: the metadata fusionlib.configurations is {configurations!r}; allowed are 'all', 'first' "
-            "and a list of names of configurations."
+            f"{path}: the metadata fusionlib.configurations is {configurations!r}; allowed are 'all', 'first', "
+            "'backbones' and a list of names of configurations."
         )
     if after not in (None, "all"):
         raise ParameterError(f"{path}: the metadata fusionlib.after is {after!r}; the only value allowed is 'all'.")

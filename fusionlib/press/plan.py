@@ -94,9 +94,7 @@ def make(
     jobs = []
     # suites first: they take longest, may make fine-tunes, and must not be what is waited for at the end
     for chapter in sorted(chapters, key=lambda c: (c.last, not c.name.startswith("suites/"), c.name)):
-        for configuration in configurations:
-            if not chapter.runs_for(configuration.name, first=configuration is configurations[0]):
-                continue
+        for configuration in _chosen(chapter, configurations):
             values = {**chapter.parameters}
             values |= {
                 key: value for key, value in configuration.values.items() if key in values and key not in chapter.keeps
@@ -118,6 +116,22 @@ def make(
                 )
             )
     return jobs
+
+
+def _chosen(chapter: Chapter, configurations: Sequence[Configuration]) -> Iterable[Configuration]:
+    """Those configurations of a run that a chapter runs for."""
+    match chapter.configurations:
+        case "all":
+            return configurations
+        case "first":
+            return configurations[:1]
+        case "backbones":
+            first: dict[str, Configuration] = {}
+            for configuration in configurations:
+                first.setdefault(str(configuration.values.get("backbone")), configuration)
+            return first.values()
+        case names:
+            return [configuration for configuration in configurations if configuration.name in names]
 
 
 def with_current_records(job: Job, project: Project, *, force: bool) -> Job:
