@@ -13,8 +13,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is import
 
 import fusionlib  # noqa: F401  - before anything that imports torchvision
 
+torch.set_num_threads(1)  # tensors are small here; threads would wait for each other most of the time
+
 ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
+OTHERS = ["smoke-t5", "smoke-text", "smoke-nyu"]  # configurations of suites that are not of pictures
 SHOWN = ["smoke", "again"]  # the configurations in the book
 # These chapters keep their tasks whatever smoke.yaml says; here they get as many as they need.
 TWO = ("reviews", "question")
@@ -59,7 +62,10 @@ def smoke_environment(smoke_home):
 
 @pytest.fixture(scope="session")
 def smoke_project(tmp_path_factory, smoke_environment):
-    """A copy of the book's sources in which ``fusionlib run`` has executed every chapter for ``smoke``."""
+    """A copy of the book's sources in which ``fusionlib run`` has executed every chapter for ``smoke``.
+
+    And those of methods for ``OTHERS``, in the same run, which leaves no core idle until its end.
+    """
     root = tmp_path_factory.mktemp("project")
     for name in ("book", "params"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
@@ -72,7 +78,7 @@ def smoke_project(tmp_path_factory, smoke_environment):
         fewer = text.replace(f'tasks = \\"{tasks}\\"', f"tasks = [{listed}]")
         assert fewer != text, f"{chapter} does not name {tasks}"
         path.write_text(fewer, encoding="utf-8")
-    command = [*FUSIONLIB, "run", "--params", "smoke"]
+    command = [*FUSIONLIB, "run", "--params", "smoke", *OTHERS]
     done = subprocess.run(command, cwd=root, env=smoke_environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     return root

@@ -2,13 +2,11 @@
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import FUSIONLIB
+from conftest import OTHERS
 
 from fusionlib import methods
 
@@ -31,22 +29,10 @@ SKIPPED = {
 pytestmark = pytest.mark.book
 
 
-@pytest.fixture(scope="module", params=SKIPPED)
-def executed(request, tmp_path_factory, smoke_environment):
-    """The folder of the chapters, executed by one run of the grid; a run of ``smoke`` may have left the fine-tunes."""
-    root = tmp_path_factory.mktemp(request.param)
-    for name in ("book/methods", "params"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copy(ROOT / "_config.yml", root)
-    command = [*FUSIONLIB, "run", "--params", request.param, "--chapters", "methods/*"]
-    done = subprocess.run(command, cwd=root, env=smoke_environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    return root / "_build" / "executed" / request.param / "methods"
-
-
 @pytest.mark.parametrize("chapter", methods.names())
-def test_a_chapter_reads_the_suite_or_is_skipped(executed, chapter):
-    configuration = executed.parent.name
+@pytest.mark.parametrize("configuration", OTHERS)
+def test_a_chapter_reads_the_suite_or_is_skipped(smoke_project, configuration, chapter):
+    executed = smoke_project / "_build" / "executed" / configuration / "methods"
     status = json.loads((executed / f"{chapter}.json").read_text(encoding="utf-8"))["status"]
     assert status == ("skipped" if chapter in SKIPPED[configuration] else "done")
     if status == "skipped":
