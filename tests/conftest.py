@@ -64,7 +64,7 @@ def smoke_environment(smoke_home):
 def smoke_project(tmp_path_factory, smoke_environment):
     """A copy of the book's sources in which ``fusionlib run`` has executed every chapter for ``smoke``.
 
-    And those of methods for ``OTHERS``, in the same run, which leaves no core idle until its end.
+    And for ``OTHERS`` those that run for every configuration; one run leaves no core idle until its end.
     """
     root = tmp_path_factory.mktemp("project")
     for name in ("book", "params"):
