@@ -50,6 +50,26 @@ def test_the_title_names_an_adapter(monkeypatch, capsys):
     assert capsys.readouterr().err == "Fine-tuning tiny-clip with l-lora, seed 1: 1 to make (flags).\n"
 
 
+def test_fine_tunes_of_several_suites_have_long_names(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_mode", lambda: "plain")
+    one, two, three = (
+        Job(backbone, (task,), kind, 1, Recipe(steps=100))
+        for backbone, task, kind in (
+            ("tiny-clip", "flags", "lora"),
+            ("tiny-clip", "emoji", "lora"),
+            ("tiny-gpt2", "spam", "full"),
+        )
+    )
+    shown = progress.Progress([one, two, three])
+    shown.step(three, 10)
+    shown.done(one)
+    shown.close()
+    first, second = capsys.readouterr().err.splitlines()
+    counts = "2 of tiny-clip with lora, seed 1; 1 of tiny-gpt2, seed 1"
+    assert first == f"Fine-tuning several suites: 3 to make ({counts})."
+    assert second.startswith("1 of 3 fine-tunes done; tiny-gpt2 spam-full-seed1 10/100, ")
+
+
 def test_one_changing_line_in_a_notebook(monkeypatch, capsys, clock):
     run(monkeypatch, "notebook", clock)
     shown = capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_a_text_ends_with_the_end_token_and_is_cut_before_it():
     assert torch.equal(tokens.encode(["IT WORKS."])[0], short)  # lower case
 
 
-def test_batches_are_padded_on_the_right_in_the_splits_order():
+def test_batches_are_padded_on_the_right_and_short_texts_come_first():
     backbone, task = tiny_gpt2(), embedded_task("entailment")
     parts = list(backbone.preprocess.batches(task, "val", 70, 32, CPU))
     assert [len(labels) for _, labels in parts] == [32, 32, 6]
@@ -51,12 +51,19 @@ def test_batches_are_padded_on_the_right_in_the_splits_order():
         assert torch.equal(mask.bool(), torch.arange(ids.shape[1]) < lengths[:, None])
         assert (ids[~mask.bool()] == 0).all()
         assert (ids.gather(1, lengths[:, None] - 1) == 1).all()
-    labels = torch.cat([labels for _, labels in parts])
-    assert labels.tolist() == task.dataset("val")["label"][:70]
-    chosen, answers = backbone.preprocess.examples(task, "val", [5, 40], CPU)
-    assert answers.tolist() == [labels[5], labels[40]]
-    width = int(parts[0][0]["attention_mask"][5].sum())
-    assert torch.equal(chosen["input_ids"][0, :width], parts[0][0]["input_ids"][5, :width])
+    sizes = torch.cat([batch["attention_mask"].sum(dim=1) for batch, _ in parts]).tolist()
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+    first = task.dataset("val").select(range(70))
+    chosen, answers = backbone.preprocess.examples(task, "val", range(70), CPU)
+    assert answers.tolist() == first["label"]
+    rows = [(ids[mask.bool()].tolist(), label) for ids, mask, label in zip(*chosen.values(), answers, strict=True)]
+    found = [
+        (ids[mask.bool()].tolist(), label)
+        for batch, labels in parts
+        for ids, mask, label in zip(*batch.values(), labels, strict=True)
+    ]
+    assert found == sorted(rows, key=lambda row: len(row[0]))  # stable, so of one length they keep their order
 
 
 def test_padding_changes_no_prediction():

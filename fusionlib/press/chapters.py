@@ -7,6 +7,8 @@ A chapter may restrict itself in the notebook's metadata, under ``"fusionlib"``:
   ``book/methods/``, first for everything else.
 * ``"keeps"``: parameters that keep the notebook's own values whatever the configuration says, such as the backbone
   and the tasks of a chapter about one suite. Default: none.
+* ``"tunings"``: kinds of fine-tuning whose models it loads beside the configuration's; where the backbone has a
+  recipe for them they are made before any chapter runs, as the configuration's are. Default: none.
 * ``"after": "all"``: run when all the other chapters have ended, and again when the records have changed.
   Default: set for ``book/results/``, absent for everything else.
 """
@@ -39,6 +41,7 @@ class Chapter:
         configurations: "all", "first", "backbones", or the names of those it runs for.
         last: whether it runs after all the others.
         keeps: parameters whose values in a configuration are passed over.
+        tunings: kinds of fine-tuning whose models it loads besides those of a configuration.
         identity: hash of its cells (sources, tags) and metadata; outputs do not count.
     """
 
@@ -49,6 +52,7 @@ class Chapter:
     last: bool
     identity: str
     keeps: tuple[str, ...] = ()
+    tunings: tuple[str, ...] = ()
 
 
 def read_all(project: Project) -> list[Chapter]:
@@ -87,6 +91,7 @@ def read(path: Path, book: Path) -> Chapter:
         last=last,
         identity=digest([cells, own]),
         keeps=_keeps(own, parameters, path),
+        tunings=_tunings(own, path),
     )
 
 
@@ -176,6 +181,16 @@ def _keeps(own: Mapping[str, Any], parameters: Mapping[str, Any], path: Path) ->
             f"cell, {', '.join(parameters)}."
         )
     return tuple(keeps)
+
+
+def _tunings(own: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    tunings = own.get("tunings", [])
+    if not isinstance(tunings, list) or not set(tunings) <= {"full", "lora", "l-lora"}:
+        raise ParameterError(
+            f"{path}: the metadata fusionlib.tunings is {tunings!r}; allowed is a list out of 'full', 'lora' and "
+            "'l-lora'."
+        )
+    return tuple(tunings)
 
 
 def _not_literal(where: str, line: int, source: str) -> ParameterError:

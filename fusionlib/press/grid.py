@@ -67,7 +67,7 @@ def run(project: Project, request: Request, console: Console | None = None) -> i
         restore = _interrupt_on_termination()
         runner = Runner(project, jobs, workers, request.force, console, verbose=request.verbose)
         try:
-            prepare([job.values for job in pending])
+            prepare(_parameters(pending))
             return FAILED if runner.run() else OK
         except KeyboardInterrupt:
             _ignore_interrupts()  # ending the kernels takes a moment, and must not be interrupted halfway
@@ -98,25 +98,36 @@ def resolve(project: Project, request: Request) -> tuple[list[params.Configurati
 def prepare(parameters: Iterable[Mapping[str, Any]]) -> None:
     """Make the fine-tunes that notebooks with these parameters will ask for, so that no two kernels make one.
 
-    The jointly trained reference is made for named sets of tasks with full fine-tuning, if the backbone has one.
+    Those of all suites are made together: the cores have work until the last one. The jointly trained reference is
+    made for named sets of tasks with full fine-tuning, if the backbone has one.
     """
-    from fusionlib import zoo
     from fusionlib.zoo.names import EMBEDDED_BACKBONES
+    from fusionlib.zoo.preparing import make_missing, wanted_jobs
     from fusionlib.zoo.recipe import JOINT, offered
 
-    made = set()
+    jobs = []
     for values in parameters:
         if not {"backbone", "tasks", "tuning", "seeds"} <= set(values):
             continue
         tasks = values["tasks"]
-        if values["backbone"] not in EMBEDDED_BACKBONES or isinstance(tasks, dict) or values["tuning"] == "none":
+        backbone, tuning = values["backbone"], values["tuning"]
+        if backbone not in EMBEDDED_BACKBONES or isinstance(tasks, dict) or tuning == "none":
             continue
+        jointly = isinstance(tasks, str) and tuning == "full" and JOINT in offered(backbone)
         for seed in values["seeds"]:
-            wanted = (values["backbone"], tasks if isinstance(tasks, str) else tuple(tasks), values["tuning"], seed)
-            if wanted not in made:
-                made.add(wanted)
-                jointly = isinstance(tasks, str) and values["tuning"] == "full" and JOINT in offered(values["backbone"])
-                zoo.prepare(*wanted, multitask=jointly)
+            jobs += wanted_jobs(backbone, tasks, tuning, seed, multitask=jointly)
+    make_missing(list(dict.fromkeys(jobs)))
+
+
+def _parameters(pending: Iterable[plan.Job]) -> Iterable[Mapping[str, Any]]:
+    """What each chapter is given, and the same again for every further kind of fine-tuning that it compares."""
+    from fusionlib.zoo.recipe import offered
+
+    for job in pending:
+        yield job.values
+        for kind in job.chapter.tunings:
+            if kind in offered(str(job.values.get("backbone"))):
+                yield {**job.values, "tuning": kind}
 
 
 def _tell_plan(jobs: list[plan.Job], console: Console, force: bool) -> None:

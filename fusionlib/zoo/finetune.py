@@ -73,7 +73,7 @@ def finetune(
         free.update({f"{task.name} head.{name}": p for name, p in head.named_parameters()})
         buffers.update({f"{task.name} head.{name}": value for name, value in _buffers(head).items()})
     optimizer = torch.optim.AdamW(
-        free.values(), lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+        free.values(), lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay, fused=True
     )
     generator = torch.Generator().manual_seed(seed)
     draw = backbone.preprocess.drawing(tasks, recipe, seed)

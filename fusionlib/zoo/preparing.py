@@ -78,8 +78,12 @@ def wanted_jobs(backbone: str, tasks: str | Iterable[str], tuning: str, seed: in
 
 
 def make_missing(jobs: Sequence[Job], *, progress: bool = True) -> None:
-    """Make those jobs whose folder does not exist yet; the others go on if one fails, then the failure is raised."""
-    waiting = deque(job for job in jobs if not job.folder.exists())
+    """Make those jobs whose folder does not exist yet, of whatever suites, the longest first.
+
+    The others go on if one fails, then the failure is raised.
+    """
+    missing = [job for job in jobs if not job.folder.exists()]
+    waiting = deque(sorted(missing, key=lambda job: -job.work))  # a short one at the end keeps no core waiting
     if not waiting:
         return
     display = Progress(list(waiting), enabled=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +32,15 @@ class Progress:
         self._rich: Any = None
         self._bars: dict[Job, Any] = {}
         self._mode = _mode() if enabled else "silent"
-        adapter = next((f" with {job.kind}" for job in jobs if job.kind not in ("full", JOINT)), "")
-        self._title = f"Fine-tuning {jobs[0].backbone}{adapter}, seed {jobs[0].seed}: {len(jobs)} to make"
+        suites = Counter(_suite(job) for job in jobs)
+        alone = len(suites) == 1
+        self._names = {job: job.label if alone else _full_name(job) for job in jobs}
+        self._title = f"Fine-tuning {next(iter(suites)) if alone else 'several suites'}: {len(jobs)} to make"
         if self._mode == "terminal":
             self._start_bars()
         else:
-            self.say(f"{self._title} ({', '.join(job.label for job in jobs)}).")
+            counted = "; ".join(f"{number} of {suite}" for suite, number in suites.items())
+            self.say(f"{self._title} ({', '.join(self._names.values()) if alone else counted}).")
 
     def step(self, job: Job, step: int) -> None:
         """Note the number of finished steps of a job."""
@@ -48,7 +52,7 @@ class Progress:
 
     def waiting(self, job: Job) -> None:
         """Say that another process is making it."""
-        self.say(f"{job.label}: another process is making it, waiting.")
+        self.say(f"{self._names[job]}: another process is making it, waiting.")
 
     def done(self, job: Job) -> None:
         """Note that a job is finished."""
@@ -61,7 +65,7 @@ class Progress:
     def failed(self, job: Job) -> None:
         """Note that a job is over without a result."""
         self._finished.add(job)
-        self.say(f"{job.label}: failed.")
+        self.say(f"{self._names[job]}: failed.")
 
     def refresh(self) -> None:
         """Bring the display up to date."""
@@ -109,13 +113,13 @@ class Progress:
         )
         self._rich = Bars(*columns, console=Console(stderr=True))
         for job in self._steps:
-            self._bars[job] = self._rich.add_task(job.label, total=job.recipe.steps, visible=False, left="steps")
+            self._bars[job] = self._rich.add_task(self._names[job], total=job.recipe.steps, visible=False, left="steps")
         self._total = self._rich.add_task(self._title, total=self._work(), left="examples")
         self._rich.start()
 
     def _summary(self) -> str:
         running = [
-            f"{job.label} {step}/{job.recipe.steps}"
+            f"{self._names[job]} {step}/{job.recipe.steps}"
             for job, step in self._steps.items()
             if step and job not in self._finished
         ]
@@ -138,6 +142,17 @@ class Progress:
             return "starting"
         left = round((self._work() - self._work_done()) * seconds / made)
         return f"{left // 60}:{left % 60:02d} left"
+
+
+def _full_name(job: Job) -> str:
+    """ "tiny-clip flags-lora-seed0", as its folder is called."""
+    return f"{job.backbone} {job.name.rpartition('-')[0]}"
+
+
+def _suite(job: Job) -> str:
+    """What it is called in a title: "tiny-clip, seed 0", and with the kind of fine-tuning where it is an adapter's."""
+    adapter = "" if job.kind in ("full", JOINT) else f" with {job.kind}"
+    return f"{job.backbone}{adapter}, seed {job.seed}"
 
 
 def _mode() -> str:

@@ -28,7 +28,7 @@ class Reading(Protocol):
     def batches(
         self, task: Task, split: str, limit: int | None, size: int, device: torch.device
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """Inputs and labels of the first ``limit`` examples, in the split's order, ``size`` at a time."""
+        """Inputs and labels of the first ``limit`` examples, ``size`` at a time, in an order of the reader's own."""
         ...
 
     def examples(self, task: Task, split: str, indices: Sequence[int], device: torch.device) -> tuple[Batch, Tensor]:

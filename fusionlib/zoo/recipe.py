@@ -42,7 +42,7 @@ class Recipe:
     rank: int | None = None
     alpha: int = 32
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    version: int = 1
+    version: int = 2
 
 
 RECIPES = {  # of tiny-clip

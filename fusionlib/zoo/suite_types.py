@@ -83,7 +83,7 @@ class Suite:
     def batches(
         self, task: str, split: str, *, limit: int | None = None, batch_size: int = 256
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """Preprocessed inputs and labels of a task, on ``device``, always in the same order.
+        """Preprocessed inputs and labels of a task, on ``device``, always in the same order: texts by their length.
 
         Args:
             task: its name.

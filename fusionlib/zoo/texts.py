@@ -70,11 +70,14 @@ class Tokens:
     def batches(
         self, task: Task, split: str, limit: int | None, size: int, device: torch.device
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """({"input_ids", "attention_mask": int64 (B, L)}, int64 labels (B,)), in the split's order."""
+        """({"input_ids", "attention_mask": int64 (B, L)}, int64 labels (B,)) of the first ``limit`` examples.
+
+        Short texts come first, so that little of a batch is padding.
+        """
         rows, _ = self.tokens(task, split)
-        total = len(rows) if limit is None else min(limit, len(rows))
-        for start in range(0, total, size):
-            yield self.examples(task, split, range(start, min(start + size, total)), device)
+        order = sorted(range(len(rows[:limit])), key=lambda index: len(rows[index]))
+        for start in range(0, len(order), size):
+            yield self.examples(task, split, order[start : start + size], device)
 
     def examples(self, task: Task, split: str, indices: Sequence[int], device: torch.device) -> tuple[Batch, Tensor]:
         """Chosen examples as one batch, in the order of ``indices``."""
