@@ -13,7 +13,7 @@ from fusionlib.core import NotApplicable
 from fusionlib.ops.modules import Ensemble, predict
 from fusionlib.zoo.suite import Suite
 
-CPU_BATCH, GPU_BATCH = 32, 256
+CPU_BATCH, GPU_BATCH = 64, 256
 
 
 def evaluate(

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from fusionlib.zoo.environment import one_core
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,12 +57,10 @@ def kernel_environment() -> dict[str, str]:
     The last two keep the process that is forked free of threads (Arrow's allocator) and of CUDA's driver
     (torch then counts devices without initialising it).
     """
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     package = str(Path(__file__).parents[2])
     given = os.environ.get("PYTHONPATH")
     return {
-        **os.environ,
-        **one,
+        **one_core(),
         "PYTHONPATH": os.pathsep.join([package, given]) if given else package,
         "TOKENIZERS_PARALLELISM": "false",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",

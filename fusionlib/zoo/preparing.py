@@ -17,6 +17,7 @@ from typing import IO, Any
 from fusionlib.core import CheckpointError, FusionError, UnknownName, suggest
 from fusionlib.zoo import names
 from fusionlib.zoo.embedded import check_readable
+from fusionlib.zoo.environment import one_core
 from fusionlib.zoo.files import home
 from fusionlib.zoo.job import Job, plan
 from fusionlib.zoo.progress import Progress
@@ -148,7 +149,6 @@ class _Worker:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed in stop)
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fusionlib.zoo.worker"],
@@ -156,7 +156,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, **threads, **offline, "PYTHONPATH": path, "FUSIONLIB_HOME": str(home())},
+            env={**one_core(), **offline, "PYTHONPATH": path, "FUSIONLIB_HOME": str(home())},
         )
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 
