@@ -1,5 +1,6 @@
 """What many tests share: one run of every chapter on the smallest configuration, and the book built from it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from second_runs import SecondRuns
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is imported; whatever the machine sets
 
@@ -18,15 +20,33 @@ torch.set_num_threads(1)  # tensors are small here; threads would wait for each 
 ROOT = Path(__file__).parents[1]
 FUSIONLIB = [sys.executable, "-m", "fusionlib.press.cli"]
 OTHERS = ["smoke-t5", "smoke-text", "smoke-nyu"]  # configurations of suites that are not of pictures
+CHAPTERS = sorted(path.relative_to(ROOT / "book").with_suffix("").as_posix() for path in ROOT.glob("book/**/*.ipynb"))
+MEASURING = [name for name in CHAPTERS if name.startswith(("methods/", "suites/"))]
 SHOWN = ["smoke", "again"]  # the configurations in the book
-# These chapters keep their tasks whatever smoke.yaml says; here they get as many as they need.
-TWO = ("reviews", "question")
-TEXTS = {
-    "tiny_gpt2": ("tiny-text7", ("acceptability", "reviews", "spam", "question", "entailment")),
-    "gpt2": ("tiny-text7", TWO),
-    "tiny_t5": ("tiny-text5", TWO),
-    "flan_t5": ("tiny-text5", TWO),
+# These chapters keep their tasks and sizes whatever smoke.yaml says; here they get as much as they need.
+TWO = 'tasks = ["reviews", "question"]'
+FIVE = 'tasks = ["acceptability", "reviews", "spam", "question", "entailment"]'
+SHORT = ('gentle = {"steps": 20, "batch_size": 8,', 'gentle = {"steps": 3, "batch_size": 4,')
+LESS = {
+    "tiny_gpt2": [
+        ('tasks = "tiny-text7"', FIVE),
+        ('{"fisher_merging": 32, "regmean": 64}', '{"fisher_merging": 4, "regmean": 16}'),
+        SHORT,
+    ],
+    "gpt2": [('tasks = "tiny-text7"', TWO)],
+    "tiny_t5": [
+        ('tasks = "tiny-text5"', TWO),
+        ('{"fisher_merging": 16, "regmean": 128}', '{"fisher_merging": 4, "regmean": 16}'),
+        SHORT,
+    ],
+    "flan_t5": [('tasks = "tiny-text5"', TWO)],
+    "tiny_nyu": [("scales = [0.2, 0.3, 0.4, 0.5]", "scales = [0.3, 0.5]")],
 }
+
+
+def pytest_collection_modifyitems(items):
+    """What waits for runs beside the tests comes last."""
+    items.sort(key=lambda item: "second_runs" in item.fixturenames)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -61,24 +81,44 @@ def smoke_environment(smoke_home):
 
 
 @pytest.fixture(scope="session")
-def smoke_project(tmp_path_factory, smoke_environment):
+def smoke_project(request, executed_project):
+    """``executed_project``, whose second runs begin at once if a test asks for them."""
+    if any("second_runs" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("second_runs")
+    return executed_project
+
+
+@pytest.fixture(scope="session")
+def second_runs(executed_project, smoke_home, smoke_environment, tmp_path_factory):
+    """The chapters that measure, run again with the same fine-tunes and no records: see ``SecondRuns``."""
+    executed = executed_project / "_build" / "executed" / "smoke"
+    runs = SecondRuns(executed, smoke_home, smoke_environment, tmp_path_factory.mktemp("again"))
+    runs.begin(MEASURING[::-1])  # suites first: they take longest
+    yield runs
+    runs.close()
+
+
+@pytest.fixture(scope="session")
+def executed_project(request, tmp_path_factory, smoke_environment):
     """A copy of the book's sources in which ``fusionlib run`` has executed every chapter for ``smoke``.
 
-    And for ``OTHERS`` those that run for every configuration; one run leaves no core idle until its end.
+    And for ``OTHERS``, if a test looks at them, those that run for every configuration; in one run, which leaves no
+    core idle until its end.
     """
     root = tmp_path_factory.mktemp("project")
     for name in ("book", "params"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, root / name)
-    for chapter, (tasks, some) in TEXTS.items():
+    for chapter, changes in LESS.items():
         path = root / "book" / "suites" / f"{chapter}.ipynb"
         text = path.read_text(encoding="utf-8")
-        listed = ", ".join(f'\\"{task}\\"' for task in some)
-        fewer = text.replace(f'tasks = \\"{tasks}\\"', f"tasks = [{listed}]")
-        assert fewer != text, f"{chapter} does not name {tasks}"
-        path.write_text(fewer, encoding="utf-8")
-    command = [*FUSIONLIB, "run", "--params", "smoke", *OTHERS]
+        for before, after in ([json.dumps(code)[1:-1] for code in change] for change in changes):
+            assert before in text, f"{chapter} does not say {before}"
+            text = text.replace(before, after)
+        path.write_text(text, encoding="utf-8")
+    asked = any(item.path.stem == "test_chapters_on_suites" for item in request.session.items)
+    command = [*FUSIONLIB, "run", "--params", "smoke", *(OTHERS if asked else [])]
     done = subprocess.run(command, cwd=root, env=smoke_environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     return root

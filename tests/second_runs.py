@@ -1,0 +1,96 @@
+"""Chapters executed once more by nbval, in processes beside the other tests, and compared with their first run."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+Run = tuple[int, subprocess.CompletedProcess]
+
+
+class SecondRuns:
+    """Runs chapters again, one core being left to the tests until somebody asks for a result."""
+
+    def __init__(self, executed: Path, home: Path, environment: dict[str, str], scratch: Path):
+        """Nothing is run yet.
+
+        Args:
+            executed: the folder of the chapters that were executed first.
+            home: the FUSIONLIB_HOME of that run; its fine-tunes are used again, its records are not.
+            environment: of the processes.
+            scratch: a folder for what they need.
+        """
+        self._executed, self._home, self._environment, self._scratch = executed, home, environment, scratch
+        cores = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(cores)
+        self._turn = threading.Semaphore(max(1, cores - 1))
+        self._runs: dict[str, Future[Run]] = {}
+        self._asked = False
+
+    def begin(self, chapters: list[str]) -> None:
+        """Start to run these chapters, in this order."""
+        for chapter in chapters:
+            self._runs[chapter] = self._pool.submit(self._again, chapter)
+
+    def result(self, chapter: str) -> Run:
+        """How many code cells the second run has, and its process; waits for it."""
+        if not self._asked:
+            self._asked = True
+            self._turn.release()
+        return self._runs[chapter].result()
+
+    def close(self) -> None:
+        """Drop what has not begun and wait for the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _again(self, chapter: str) -> Run:
+        folder = self._scratch / chapter
+        with self._turn:
+            shutil.copytree(self._home / "checkpoints", folder / "home" / "checkpoints")
+            executed = json.loads((self._executed / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+            notebook = comparable(executed)
+            copy = folder / f"{Path(chapter).name}.ipynb"
+            copy.write_text(json.dumps(notebook), encoding="utf-8")
+            (folder / "pytest.ini").write_text("[pytest]\n")
+            # drawings may differ in the ids inside them
+            (folder / "sanitize").write_text("[svg]\nregex: (?s)<\\?xml.*</svg>\nreplace: FIGURE\n")
+            command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", str(copy), "-q"]
+            command += ["-p", "no:cacheprovider", "-c", str(folder / "pytest.ini")]
+            command += ["--nbval-sanitize-with", str(folder / "sanitize")]
+            environment = {**self._environment, "FUSIONLIB_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            return sum(cell["cell_type"] == "code" for cell in notebook["cells"]), done
+
+
+def comparable(notebook: dict) -> dict:
+    """The notebook without what may differ: the log of records that were read, and whatever names seconds."""
+    quiet = "# NBVAL_IGNORE_OUTPUT\nimport logging\nlogging.disable(logging.INFO)"
+    first = {
+        "cell_type": "code",
+        "id": "quiet",
+        "metadata": {},
+        "source": quiet,
+        "outputs": [],
+        "execution_count": None,
+    }
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+            cell["source"] = assigned("".join(cell["source"]))
+            if "seconds" in cell["source"]:
+                cell["source"] = f"# NBVAL_IGNORE_OUTPUT\n{cell['source']}"
+    return {**notebook, "cells": [first, *notebook["cells"]]}
+
+
+def assigned(source: str) -> str:
+    """A last line that ends in a semicolon, so as not to be shown, as an assignment: nbval overlooks semicolons."""
+    if not source.rstrip().endswith(";"):
+        return source
+    lines = source.rstrip().removesuffix(";").splitlines()
+    last = ast.parse(source).body[-1].lineno - 1
+    return "\n".join([*lines[:last], f"_ = {lines[last]}", *lines[last + 1 :]])
