@@ -44,6 +44,14 @@ def test_equals_kthvalue(kind, dtype, monkeypatch):
         assert torch.equal(found, values.kthvalue(k).values), (kind, k)
 
 
+@pytest.mark.parametrize(("kind", "k"), [("mostly zero", 10_000), ("all equal", 7_000), ("few values", 5_000)])
+def test_many_equal_values_cost_no_pass_per_bit(kind, k, monkeypatch):
+    monkeypatch.setattr(thresholds, "_SAMPLE", 1 << 9)
+    monkeypatch.setattr(thresholds, "_bisect", None)
+    values = data(kind, 20_000)
+    assert torch.equal(kth_magnitude(in_blocks(values, 1_000), len(values), k), values.kthvalue(k).values)
+
+
 def test_a_bracket_that_misses_is_noticed(monkeypatch):
     monkeypatch.setattr(thresholds, "_SAMPLE", 1 << 9)
     values = data("normal", 20_000)

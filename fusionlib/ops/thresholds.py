@@ -2,9 +2,10 @@
 
 A small sample brackets the answer; one pass over the data counts what lies below the bracket and collects
 what lies in it; the answer is an order statistic of the few numbers collected (Floyd and Rivest 1975). The
-counts prove that the bracket was right; if it was not, it is widened by halving the range of bit patterns,
-which order non-negative floating-point numbers as their values do. Always equal to ``torch.kthvalue``, bit for
-bit, at the memory of one block and the bracket's content.
+counts prove that the bracket was right. Where it holds too much, because very many numbers are equal, another
+pass looks whether one of its ends is the answer. If all that fails, the range of bit patterns is halved, which order
+non-negative floating-point numbers as their values do. Always equal to ``torch.kthvalue``, bit for bit, at the
+memory of one block and the bracket's content.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ def kth_magnitude(magnitudes: Magnitudes, total: int, k: int) -> Tensor:
     below, inside = _count_and_collect(magnitudes, low, high, int(total * _COLLECT) + _SAMPLE)
     if inside is not None and below < k <= below + inside.numel():
         return inside.kthvalue(k - below).values
+    ends = [low, high] if inside is None else []  # where very many are equal, as the zeros of an adapter's update are
+    for end, less, at_most in _ranks(magnitudes, ends):
+        if less < k <= at_most:
+            return end
     return _bisect(magnitudes, k)
 
 
@@ -61,6 +66,16 @@ def _count_and_collect(magnitudes: Magnitudes, low: Tensor, high: Tensor, most: 
         if held > most:
             return 0, None
     return int(below), torch.cat(found)
+
+
+def _ranks(magnitudes: Magnitudes, values: list[Tensor]) -> list[tuple[Tensor, int, int]]:
+    """(value, how many numbers are less, how many are at most as large), of a few values in one pass."""
+    less, at_most = [0] * len(values), [0] * len(values)
+    for block in magnitudes(1) if values else ():
+        for index, value in enumerate(values):
+            less[index] += int((block < value).sum())
+            at_most[index] += int((block <= value).sum())
+    return list(zip(values, less, at_most, strict=True))
 
 
 def _bisect(magnitudes: Magnitudes, k: int) -> Tensor:
