@@ -27,6 +27,7 @@ Send = Callable[[dict[str, Any]], None]
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TAIL = 12  # lines of a traceback that are shown
 _WIDTH = 300  # characters of a line that are shown; an event must fit into one message
+_MESSAGE = 2000  # of an error's message, which says what to do at its end
 
 
 class Job:
@@ -156,13 +157,13 @@ class Job:
 
 
 def _cell_failure(error: Any) -> dict[str, Any]:
-    text = _ANSI.sub("", "\n".join(error.traceback))
+    *lines, last = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-_TAIL:] or [""]
     return {
         "cell": error.exec_count,
         "source": [line[:_WIDTH] for line in error.source.strip().splitlines()[:3]],
         "error": error.ename,
-        "message": _ANSI.sub("", error.evalue)[-2000:],
-        "traceback": [line[:_WIDTH] for line in text.splitlines()[-_TAIL:]],
+        "message": _ANSI.sub("", error.evalue)[-_MESSAGE:],
+        "traceback": [*(line[:_WIDTH] for line in lines), last[:_MESSAGE]],
     }
 
 
