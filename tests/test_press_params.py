@@ -9,6 +9,8 @@ from rich.console import Console
 
 from fusionlib.core import ParameterError
 from fusionlib.press import chapters, grid, params, plan, runner
+from fusionlib.zoo import preparing
+from fusionlib.zoo.names import SETS
 
 SIX = "backbone = 'tiny-clip'\ntasks = 'tiny8'\ntuning = 'full'\nseeds = [0]\ndevice = 'cpu'\neval_limit = None\n"
 
@@ -181,6 +183,11 @@ def test_restrictions_of_a_chapter_are_checked(project):
     write_chapter(project, "methods/a", parameters=SIX, keeps=["backbone", "task"])
     with pytest.raises(ParameterError, match=r"fusionlib\.keeps is \['backbone', 'task'\].*backbone, tasks, tuning"):
         chapters.read_all(project)
+    write_chapter(project, "methods/a", tunings=["lora", "none"])
+    with pytest.raises(
+        ParameterError, match=r"fusionlib\.tunings is \['lora', 'none'\]; .*'full', 'lora' and 'l-lora'"
+    ):
+        chapters.read_all(project)
     write_chapter(project, "methods/a", after="b")
     with pytest.raises(ParameterError, match=r"fusionlib\.after is 'b'"):
         chapters.read_all(project)
@@ -196,6 +203,21 @@ def test_a_chapter_keeps_values_of_its_own(project):
     (job,) = plan.make([text], [params.Configuration("one", "one.yaml", given, {})], project, force=True)
     assert dict(job.given) == {"seeds": [1], "scale": 2.0}
     assert (job.values["backbone"], job.values["tasks"]) == ("tiny-clip", "tiny8")
+
+
+def test_fine_tunes_of_all_chapters_are_made_together(project, monkeypatch):
+    made = []
+    monkeypatch.setattr(preparing, "make_missing", made.append)
+    two, texts = "['emoji', 'flags']", SIX.replace("tiny-clip", "tiny-gpt2").replace("tiny8", "tiny-text7")
+    write_chapter(project, "methods/a", parameters=SIX.replace("'tiny8'", two), tunings=["full", "lora"])
+    write_chapter(project, "methods/b", parameters=texts, tunings=["lora"])  # for which it has no recipe
+    found = [chapter for chapter in chapters.read_all(project) if chapter.name in ("methods/a", "methods/b")]
+    jobs = plan.make(found, [params.Configuration("one", "one.yaml", {}, {})], project, force=True)
+    grid.prepare(grid._parameters(jobs))
+    ((*wanted,),) = made
+    clip = [("tiny-clip", kind, task) for kind in ("full", "lora") for task in ("emoji", "flags")]
+    gpt2 = [("tiny-gpt2", "full", task) for task in SETS["tiny-text7"]]
+    assert [(job.backbone, job.kind, *job.tasks) for job in wanted] == clip + gpt2
 
 
 def test_a_hyperparameter_out_of_range_is_refused_before_anything_runs(project):
