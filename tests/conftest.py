@@ -14,6 +14,7 @@ from second_runs import SecondRuns
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is imported; whatever the machine sets
 
 import fusionlib  # noqa: F401  - before anything that imports torchvision
+from fusionlib.zoo import preparing
 
 torch.set_num_threads(1)  # tensors are small here; threads would wait for each other most of the time
 
@@ -58,8 +59,12 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def one_thread_home(tmp_path, monkeypatch):
-    """An empty FUSIONLIB_HOME, and one computing thread as in the fine-tuning processes: results to the bit."""
+    """An empty FUSIONLIB_HOME, and one computing thread as in the fine-tuning processes: results to the bit.
+
+    One such process makes the few fine-tunes of a test, one after the other: to start it takes longer than they do.
+    """
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
+    monkeypatch.setattr(preparing, "_cores", lambda: 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
@@ -76,8 +81,9 @@ def smoke_home(request):
 
 @pytest.fixture(scope="session")
 def smoke_environment(smoke_home):
-    """The environment in which chapters are executed: no network, and nothing of the user's own cache."""
-    return {**os.environ, "FUSIONLIB_HOME": str(smoke_home), "HF_HUB_OFFLINE": "1"}
+    """The environment in which chapters are executed: no network, nothing of the user's own cache, short training."""
+    given = {"FUSIONLIB_HOME": str(smoke_home), "HF_HUB_OFFLINE": "1", "FUSIONLIB_STEP_SHARE": "0.25"}
+    return {**os.environ, **given}
 
 
 @pytest.fixture(scope="session")

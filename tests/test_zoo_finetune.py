@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusionlib.core import CheckpointError, UnknownName
+from fusionlib.core import CheckpointError, ParameterError, UnknownName
 from fusionlib.zoo import finetune as module
 from fusionlib.zoo.backbone import tiny_clip
 from fusionlib.zoo.finetune import finetune, schedule
@@ -118,6 +118,19 @@ def test_seeds_and_recipes_are_the_stated_ones():
     assert (joint.steps, joint.batch_size, joint.learning_rate) == (700, 16, 5e-4)
     with pytest.raises(UnknownName, match=r"no recipe called 'fll'. Did you mean 'full'"):
         get_recipe("fll")
+
+
+def test_the_environment_shortens_recipes(monkeypatch):
+    monkeypatch.setenv("FUSIONLIB_STEP_SHARE", "0.25")
+    for backbone, steps, warmup in (("tiny-clip", 75, 5), ("tiny-nyu", 75, 5), ("tiny-gpt2", 44, 3)):
+        found = get_recipe("full", backbone, 1860)
+        assert (found.steps, found.warmup) == (steps, warmup)
+    monkeypatch.setenv("FUSIONLIB_STEP_SHARE", "0.0001")
+    assert get_recipe("joint").steps == 1
+    for wrong in ("0", "1.5", "a tenth", "nan"):
+        monkeypatch.setenv("FUSIONLIB_STEP_SHARE", wrong)
+        with pytest.raises(ParameterError, match=f"FUSIONLIB_STEP_SHARE is '{wrong}': set a number above 0"):
+            get_recipe("full")
 
 
 def test_truncated_snapshot_is_named(tmp_path):

@@ -61,6 +61,7 @@ def run(project: Project, request: Request, console: Console | None = None) -> i
     if request.dry_run:
         _tell_plan(jobs, console, request.force)
         return OK
+    _warn_of_short_training(console)
     with _Writable(project):
         pending = [job for job in jobs if job.why]
         workers = min(request.jobs or _cores(), max(1, len(jobs)))
@@ -143,6 +144,14 @@ def _tell_plan(jobs: list[plan.Job], console: Console, force: bool) -> None:
     start = f"started anew ({refusal})" if refusal else "forked from a process that has torch imported"
     line = f"{len(pending)} of {len(jobs)} would run; kernels would be {start}."
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn_of_short_training(console: Console) -> None:
+    from fusionlib.zoo.recipe import SHARE, step_share
+
+    if step_share() < 1:
+        line = f"{SHARE} is {step_share():g}: embedded fine-tunes are shortened, and numbers are those of a draft."
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Writable:

@@ -63,16 +63,19 @@ def packages() -> str:
 def suite(values: Mapping[str, Any], root: Path) -> str:
     """Hash of what the parameters point to: the device that "auto" means, and files under local paths.
 
-    The embedded suite is fixed by the library's source and data, a hub id by its name.
+    The embedded suite is fixed by the library's source and data, unless its training was shortened, a hub id by its
+    name.
     """
     from fusionlib.zoo.names import resolve_device
+    from fusionlib.zoo.recipe import step_share
 
     device = str(resolve_device(values["device"])) if "device" in values else None
     tasks = values.get("tasks")
     entries = tasks.values() if isinstance(tasks, dict) else ()
     places = [place for entry in entries for place in (entry.values() if isinstance(entry, dict) else [entry])]
     named = [values.get("backbone"), *places]
-    return digest([device, *(_listing(root / Path(name).expanduser()) for name in named if isinstance(name, str))])
+    listings = (_listing(root / Path(name).expanduser()) for name in named if isinstance(name, str))
+    return digest([device, step_share(), *listings])
 
 
 def records(project: Project) -> str:

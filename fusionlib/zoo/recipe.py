@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 
 from fusionlib.core import ParameterError, UnknownName, suggest
@@ -60,19 +61,43 @@ OF_TEXTS = {  # backbone -> tuning -> recipe, and how often a task's training ex
     "tiny-t5": {"full": (T5, 3), "lora": (T5_LORA, 5)},
 }
 WARMUP = 0.06  # of the steps of these
+SHARE = "FUSIONLIB_STEP_SHARE"  # environment variable
+_LENGTHS = ("steps", "warmup")
 NYU = Recipe(steps=300, batch_size=16, learning_rate=2e-3, frozen=())  # decoders included; 15 epochs
 
 
 def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Recipe:
     """The recipe of a tuning, or of the joint model.
 
+    The environment variable ``FUSIONLIB_STEP_SHARE``, a number in (0, 1], shortens it, for drafts and tests. Such
+    models are other models: another recipe gives their folders other names.
+
     Args:
         name: "full", "lora", "l-lora" or "joint".
         backbone: an embedded one.
         examples: of the training split; those who read texts see each of them a few times.
 
-    Raises: UnknownName, if there is no such recipe; ParameterError, if there is none for this backbone.
+    Raises: UnknownName, if there is no such recipe; ParameterError, if there is none for this backbone, or if the
+        environment variable is no such number.
     """
+    recipe = _full_length(name, backbone, examples)
+    share = step_share()
+    return recipe if share == 1 else replace(recipe, **{k: max(1, round(share * getattr(recipe, k))) for k in _LENGTHS})
+
+
+def step_share() -> float:
+    """What ``FUSIONLIB_STEP_SHARE`` says, 1 if it is not set; ParameterError if it is no number in (0, 1]."""
+    given = os.environ.get(SHARE, "1")
+    try:
+        share = float(given)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ParameterError(f"the environment variable {SHARE} is {given!r}: set a number above 0 and at most 1.")
+    return share
+
+
+def _full_length(name: str, backbone: str, examples: int) -> Recipe:
     if name not in RECIPES:
         raise UnknownName(f"there is no recipe called {name!r}.{suggest(name, RECIPES)}")
     if backbone == "tiny-clip":
