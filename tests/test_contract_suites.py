@@ -128,7 +128,7 @@ def test_gpt2_answers_as_transformers_does(load, hub, tmp_path):
     words.pop("token_type_ids", None)
     with torch.inference_mode():
         wanted = theirs(**words).logits
-        ((batch, labels),) = suite.batches("mnli", "test")
+        batch, labels = suite.examples("mnli", "test", range(6))
         ours = suite.heads["mnli"](suite.model(suite.finetuned["mnli"])(**batch).last_hidden_state, batch)
     assert labels.tolist() == rows["label"][:]
     assert (batch["input_ids"].shape[1] == 48) and len(batch["input_ids"]) == 6
@@ -140,7 +140,7 @@ def test_flan_t5_answers_as_transformers_does(load):
     assert [task.metric for task in suite.tasks] == ["exact_match"] * 7 + ["spearman"]
     assert not suite.backbone.config.scale_decoder_outputs
     model, tokens = suite.model(suite.finetuned["rte"]), suite.backbone.preprocess
-    ((batch, labels),) = suite.batches("rte", "test")
+    batch, _ = suite.examples("rte", "test", range(6))
     row = suite.task("rte").dataset("test")[0]
     question = f"Does the text: '{row['text_a']}' entail that '{row['text_b']}' is true? Provide 'yes' or 'no'."
     asked = tokens.encode([question])[0]
@@ -150,7 +150,7 @@ def test_flan_t5_answers_as_transformers_does(load):
         answer = torch.tensor([[*tokens.encode(["no"])[0].tolist()]])
         loss = model(input_ids=asked[None], labels=answer).loss
     torch.testing.assert_close(scores[0, 1], -loss * answer.shape[1], atol=1e-4, rtol=1e-4)
-    ((batch, labels),) = suite.batches("stsb", "test")
+    batch, labels = suite.examples("stsb", "test", range(6))
     assert labels.dtype == torch.float32 and labels.tolist() == suite.task("stsb").dataset("test")["label"][:]
     with torch.inference_mode():
         said = suite.heads["stsb"](model(**batch).logits, batch)
