@@ -141,7 +141,10 @@ def test_a_failure_is_shown_and_leaves_the_others(project):
     code, text = press(project, jobs=2)
     assert code == grid.FAILED
     assert "FAILED  methods/bad (one)\n  in cell [3]:\n    | x = 'blob zzz" in text
-    assert f"\n    ValueError: no such luck{400 * '!'}\n" in text and "----> 2 raise ValueError('no such luck'" in text
+    assert (
+        f"\n    ValueError: no such luck{400 * '!'}\n" in text
+        and "----> 2 raise ValueError('no such luck' + 400" in text
+    )
     assert "The notebook up to there: _build/executed/one/methods/bad.failed.ipynb\n" in text
     assert "DeadKernelError: the kernel died (ended by signal 9; 9 often means: out of memory)" in text
     assert text.endswith("2 of 3 failed; run again to retry them\n")

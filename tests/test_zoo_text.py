@@ -63,6 +63,9 @@ def test_batches_are_padded_on_the_right_and_short_texts_come_first():
         for batch, labels in parts
         for ids, mask, label in zip(*batch.values(), labels, strict=True)
     ]
+    few, labels = backbone.preprocess.examples(task, "val", [5, 40], CPU)
+    shown = [(ids[mask.bool()].tolist(), label) for ids, mask, label in zip(*few.values(), labels, strict=True)]
+    assert shown == [rows[5], rows[40]]
     assert found == sorted(rows, key=lambda row: len(row[0]))  # stable, so of one length they keep their order
 
 

@@ -37,10 +37,10 @@ def kth_magnitude(magnitudes: Magnitudes, total: int, k: int) -> Tensor:
     below, inside = _count_and_collect(magnitudes, low, high, int(total * _COLLECT) + _SAMPLE)
     if inside is not None and below < k <= below + inside.numel():
         return inside.kthvalue(k - below).values
-    ends = [low, high] if inside is None else []  # where very many are equal, as the zeros of an adapter's update are
-    for end, less, at_most in _ranks(magnitudes, ends):
-        if less < k <= at_most:
-            return end
+    if inside is None:  # very many are equal, as the zeros of an adapter's update are
+        for end, less, at_most in _ranks(magnitudes, (low, high)):
+            if less < k <= at_most:
+                return end
     return _bisect(magnitudes, k)
 
 
@@ -68,10 +68,10 @@ def _count_and_collect(magnitudes: Magnitudes, low: Tensor, high: Tensor, most: 
     return int(below), torch.cat(found)
 
 
-def _ranks(magnitudes: Magnitudes, values: list[Tensor]) -> list[tuple[Tensor, int, int]]:
+def _ranks(magnitudes: Magnitudes, values: tuple[Tensor, ...]) -> list[tuple[Tensor, int, int]]:
     """(value, how many numbers are less, how many are at most as large), of a few values in one pass."""
     less, at_most = [0] * len(values), [0] * len(values)
-    for block in magnitudes(1) if values else ():
+    for block in magnitudes(1):
         for index, value in enumerate(values):
             less[index] += int((block < value).sum())
             at_most[index] += int((block <= value).sum())

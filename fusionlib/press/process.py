@@ -57,12 +57,8 @@ def kernel_environment() -> dict[str, str]:
     The last two keep the process that is forked free of threads (Arrow's allocator) and of CUDA's driver
     (torch then counts devices without initialising it).
     """
-    package = str(Path(__file__).parents[2])
-    given = os.environ.get("PYTHONPATH")
     return {
         **one_core(),
-        "PYTHONPATH": os.pathsep.join([package, given]) if given else package,
-        "TOKENIZERS_PARALLELISM": "false",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",

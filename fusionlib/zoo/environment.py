@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # What a layer puts out is freed and wanted again a moment later. By default glibc gives a megabyte back to the system
@@ -11,5 +12,7 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": 
 
 
 def one_core() -> dict[str, str]:
-    """Ours, with one computing thread, and freed memory kept unless ours says something about that."""
-    return {**_KEEP_MEMORY, **os.environ, **_ONE_THREAD}
+    """Ours, with this package first, one computing thread, and freed memory kept unless ours says otherwise."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    fixed = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return {**_KEEP_MEMORY, **os.environ, **_ONE_THREAD, **fixed}

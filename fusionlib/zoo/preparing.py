@@ -83,8 +83,8 @@ def make_missing(jobs: Sequence[Job], *, progress: bool = True) -> None:
 
     The others go on if one fails, then the failure is raised.
     """
-    missing = [job for job in jobs if not job.folder.exists()]
-    waiting = deque(sorted(missing, key=lambda job: -job.work))  # a short one at the end keeps no core waiting
+    to_make = [job for job in jobs if not job.folder.exists()]
+    waiting = deque(sorted(to_make, key=lambda job: -job.work))  # a short one at the end keeps no core waiting
     if not waiting:
         return
     display = Progress(list(waiting), enabled=progress)
@@ -147,16 +147,13 @@ class _Worker:
     def __init__(self, events: queue.Queue[tuple[_Worker, dict[str, Any] | None]]):
         self.job: Job | None = None
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed in stop)
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fusionlib.zoo.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**one_core(), **offline, "PYTHONPATH": path, "FUSIONLIB_HOME": str(home())},
+            env={**one_core(), "HF_HUB_OFFLINE": "1", "FUSIONLIB_HOME": str(home())},
         )
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 

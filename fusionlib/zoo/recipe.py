@@ -62,7 +62,6 @@ OF_TEXTS = {  # backbone -> tuning -> recipe, and how often a task's training ex
 }
 WARMUP = 0.06  # of the steps of these
 SHARE = "FUSIONLIB_STEP_SHARE"  # environment variable
-_LENGTHS = ("steps", "warmup")
 NYU = Recipe(steps=300, batch_size=16, learning_rate=2e-3, frozen=())  # decoders included; 15 epochs
 
 
@@ -81,8 +80,8 @@ def get_recipe(name: str, backbone: str = "tiny-clip", examples: int = 0) -> Rec
         environment variable is no such number.
     """
     recipe = _full_length(name, backbone, examples)
-    share = step_share()
-    return recipe if share == 1 else replace(recipe, **{k: max(1, round(share * getattr(recipe, k))) for k in _LENGTHS})
+    steps, warmup = (max(1, round(step_share() * length)) for length in (recipe.steps, recipe.warmup))
+    return replace(recipe, steps=steps, warmup=warmup)
 
 
 def step_share() -> float:
