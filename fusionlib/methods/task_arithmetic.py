@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
@@ -41,7 +42,7 @@ def fuse(pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float 
     def moved(block: Block) -> Tensor:
         # (1 - sum of scales) pretrained + sum of scale x fine-tuned: half the passes over memory of the
         # differences, equal to them but for rounding in the last bits of the weights
-        fused = block.base * (1 - math.fsum(scales))
+        fused = torch.mul(block.base, 1 - math.fsum(scales), out=block.room)
         for factor, model in zip(scales, block.models, strict=True):
             fused.add_(model, alpha=factor)
         return fused

@@ -64,7 +64,7 @@ def fuse(
         sign = tau.sum(dim=0).sign_()
         undecided = 1 - sign.abs()  # 1 where all is trimmed, or where positive and negative cancel
         if fill == 0:
-            election.count(block, sign, undecided.mul_(tau.abs().sum(dim=0)))
+            election.count(block, sign, undecided.mul_(tau.amax(dim=0)))  # what cancels has a positive part
         else:
             sign.add_(undecided, alpha=fill)
         tau.mul_(sign).clamp_(min=0)  # now the magnitudes that agree with the sign; 0 elsewhere
@@ -100,4 +100,4 @@ def _combine(agreeing: Tensor, combine: str) -> Tensor:
     if combine == "max":
         return agreeing.amax(dim=0)
     total = agreeing.sum(dim=0)
-    return total if combine == "sum" else total.div_(agreeing.sign().sum(dim=0).clamp_(min=1))
+    return total if combine == "sum" else total.div_(agreeing.sign_().sum(dim=0).clamp_(min=1))

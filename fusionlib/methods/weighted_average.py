@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
@@ -39,7 +40,7 @@ def fuse(
     shares = model_weights(weights, len(finetuned), normalize=normalize)
 
     def weighted(block: Block) -> Tensor:
-        total = block.models[0] * shares[0]
+        total = torch.mul(block.models[0], shares[0], out=block.room)
         for share, model in zip(shares[1:], block.models[1:], strict=True):
             total.add_(model, alpha=share)
         return total

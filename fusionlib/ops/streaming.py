@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from fusionlib.core import NonFiniteError, StateDict
 from fusionlib.ops.memory import fresh_like
 from fusionlib.ops.statedict import check_compatible, compute_dtype, fused_names, tied_names
 
-CPU_BLOCK = 1 << 19
+CPU_BLOCK = 1 << 20
 GPU_BLOCK = 1 << 24
 
 
@@ -29,6 +29,7 @@ class Block:
     Attributes:
         base: shape (stop - start,), in the dtype to calculate in; a view or a copy, never to be written.
         models: one such tensor per fine-tuned model.
+        room: such a tensor to put the result in, the stretch of the fused model itself where its dtype allows.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Block:
     stop: int
     base: Tensor
     models: tuple[Tensor, ...]
+    room: Tensor
 
     def of(self, state: StateDict) -> Tensor:
         """The same stretch of another state dict with contiguous tensors: a view to write to."""
@@ -56,7 +58,8 @@ def stream(
     """The state dict whose every block is ``kernel(block)``.
 
     Args:
-        kernel: a pure function from a block to its fused values, shape (stop - start,).
+        kernel: a function from a block to its fused values, shape (stop - start,); it may put them in
+            ``block.room``, which saves a pass over memory.
         width: how many numbers the kernel holds per number of the block (T if it stacks the models).
         reads_base: False if the result does not depend on ``block.base``, which is then checked apart.
     Raises:
@@ -66,11 +69,15 @@ def stream(
     """
     check_compatible(pretrained, finetuned)
     names = fused_names(pretrained)
-    fused = {key: fresh_like(pretrained[key]) for key in names}
+    fused = fresh_like({key: pretrained[key] for key in names})
     with torch.no_grad():
         for block in blocks(pretrained, finetuned, names, width=width):
             target = block.of(fused)
-            target.copy_(kernel(block))
+            if target.dtype == block.room.dtype:
+                block = replace(block, room=target)
+            result = kernel(block)
+            if result is not target:
+                target.copy_(result)
             if not _probably_finite(target) or not (reads_base or _probably_finite(block.base)):
                 _explain(block, pretrained, finetuned, target)
     ties = tied_names(pretrained)
@@ -82,7 +89,7 @@ def stream(
 
 def mean(block: Block) -> Tensor:
     """The kernel of the plain average: the mean of the fine-tuned models."""
-    total = block.models[0].clone()
+    total = block.room.copy_(block.models[0])
     for model in block.models[1:]:
         total += model
     return total.div_(len(block.models))
@@ -114,7 +121,7 @@ def block_at(
     tensors = [state[name].detach().reshape(-1)[start:stop:step] for state in (pretrained, *finetuned)]
     dtype = compute_dtype(*tensors)
     base, *models = (tensor.to(dtype) for tensor in tensors)
-    return Block(name, start, stop, base, tuple(models))
+    return Block(name, start, stop, base, tuple(models), room=torch.empty_like(base))
 
 
 def _probably_finite(values: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 _SAMPLE = 1 << 18  # numbers; the bracket then holds about 1 % of the data
 _COLLECT = 0.05  # give up collecting when the bracket holds more than this fraction (many equal values)
+_ROWS = 8  # of the table in which a block is looked through: see _inside
 
 Magnitudes = Callable[[int], Iterator[Tensor]]
 
@@ -26,13 +27,14 @@ def kth_magnitude(magnitudes: Magnitudes, total: int, k: int) -> Tensor:
 
     Args:
         magnitudes: ``magnitudes(step)`` starts a new pass over the same numbers in blocks of shape (n,),
-            float32 or float64; with ``step`` > 1 over about every ``step``-th of them.
+            float32 or float64; with ``step`` > 1 over about every ``step``-th of them. A block is only read
+            before the next one is asked for, so that all may lie in the same memory.
         total: how many numbers a pass yields.
         k: rank, from 1 (the smallest) to ``total``.
     Returns: a scalar tensor of the blocks' dtype, equal to ``torch.cat(blocks).kthvalue(k).values``.
     """
     if total <= _SAMPLE:
-        return torch.cat(list(magnitudes(1))).kthvalue(k).values
+        return _all(magnitudes, 1).kthvalue(k).values
     low, high = _bracket(magnitudes, total, k)
     below, inside = _count_and_collect(magnitudes, low, high, int(total * _COLLECT) + _SAMPLE)
     if inside is not None and below < k <= below + inside.numel():
@@ -44,9 +46,13 @@ def kth_magnitude(magnitudes: Magnitudes, total: int, k: int) -> Tensor:
     return _bisect(magnitudes, k)
 
 
+def _all(magnitudes: Magnitudes, step: int) -> Tensor:
+    return torch.cat([block.clone() for block in magnitudes(step)])
+
+
 def _bracket(magnitudes: Magnitudes, total: int, k: int) -> tuple[Tensor, Tensor]:
     step = max(1, total // _SAMPLE)
-    sample = torch.cat(list(magnitudes(step))).sort().values
+    sample = _all(magnitudes, step).sort().values
     n = sample.numel()
     # Six standard deviations of the binomial rank on either side: it fails about once in 10^9 smooth samples.
     rank, slack = k / total * n, 6 * (n * (k / total) * (1 - k / total)) ** 0.5 + 2
@@ -56,16 +62,32 @@ def _bracket(magnitudes: Magnitudes, total: int, k: int) -> tuple[Tensor, Tensor
 
 
 def _count_and_collect(magnitudes: Magnitudes, low: Tensor, high: Tensor, most: int) -> tuple[int, Tensor | None]:
-    below = torch.zeros((), dtype=torch.int64, device=low.device)
-    found: list[Tensor] = []
-    held = 0
+    below, held, found = 0, 0, []
+    marks = low.new_empty(0)
     for block in magnitudes(1):
-        below += (block < low).sum()
-        found.append(block[(block >= low) & (block <= high)])
+        n = block.numel()
+        if marks.numel() < 2 * n:
+            marks = low.new_empty(2 * n)
+        # Marks are 1.0 or 0.0: to compare into booleans takes four times as long. Their sum is exact up to 2**24.
+        reach, beyond = torch.ge(block, low, out=marks[:n]), torch.gt(block, high, out=marks[n : 2 * n])
+        below += n - int(reach.sum())
+        found.append(_inside(block, reach.sub_(beyond), low, high))
         held += found[-1].numel()
         if held > most:
             return 0, None
-    return int(below), torch.cat(found)
+    return below, torch.cat(found)
+
+
+def _inside(block: Tensor, marks: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The numbers of the block from ``low`` to ``high``, which are marked by 1.0, in any order.
+
+    They are few. Read as a table of a few rows, most columns hold none, which one fast sum shows; only the others
+    are looked at number by number.
+    """
+    table = block.numel() // _ROWS * _ROWS
+    columns = marks[:table].view(_ROWS, -1).sum(dim=0).nonzero().flatten()
+    some = torch.cat([block[:table].view(_ROWS, -1).index_select(1, columns).flatten(), block[table:]])
+    return some[(some >= low) & (some <= high)]
 
 
 def _ranks(magnitudes: Magnitudes, values: tuple[Tensor, ...]) -> list[tuple[Tensor, int, int]]:

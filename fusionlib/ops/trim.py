@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusionlib.core import StateDict
@@ -14,7 +13,7 @@ from fusionlib.ops.streaming import Block, blocks
 from fusionlib.ops.thresholds import kth_magnitude
 
 Trim = Callable[[Block], Tensor]
-"""From a block to its trimmed task vectors, stacked: shape (T, n), zeros where trimmed."""
+"""From a block to its trimmed task vectors, stacked: shape (T, n), zeros where trimmed. Valid until the next call."""
 
 
 def task_vectors(block: Block) -> Tensor:
@@ -35,7 +34,8 @@ def global_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: 
         return task_vectors
     dtype = compute_dtype(*(state[name] for state in (pretrained, *finetuned) for name in names))
     limits = [_just_below(_kth(pretrained, state, names, total, rank, dtype)) for state in finetuned]
-    return lambda block: _shrunk(block, limits)
+    shrink = _Shrink()
+    return lambda block: shrink(block, limits)
 
 
 def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: float) -> Trim:
@@ -50,8 +50,10 @@ def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: 
         limits[name] = [limit for limit, _ in found]
         surplus[name] = [ties for _, ties in found]
 
+    shrink = _Shrink()
+
     def trimmed(block: Block) -> Tensor:
-        tau = _shrunk(block, limits[block.name])
+        tau = shrink(block, limits[block.name])
         for row, ties in zip(tau, surplus[block.name], strict=True):
             row[ties[(ties >= block.start) & (ties < block.stop)] - block.start] = 0
         return tau
@@ -59,10 +61,27 @@ def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: 
     return trimmed
 
 
-def _shrunk(block: Block, limits: Sequence[float]) -> Tensor:
-    # hardshrink zeroes |x| <= limit in one vectorised pass and lets NaN through; a boolean mask costs tenfold.
-    rows = zip(block.models, limits, strict=True)
-    return torch.stack([F.hardshrink(model - block.base, limit) for model, limit in rows])
+class _Shrink:
+    """From a block to its task vectors, zero up to each model's limit; every call writes to the same memory."""
+
+    def __init__(self) -> None:
+        self._scratch = torch.empty(0)
+
+    def __call__(self, block: Block, limits: Sequence[float]) -> Tensor:
+        size = len(limits) * block.base.numel()
+        self._scratch = _room(self._scratch, block.base, size)
+        tau = self._scratch[:size].view(len(limits), -1)
+        for row, model, limit in zip(tau, block.models, limits, strict=True):
+            torch.sub(model, block.base, out=row)
+            # zeroes |x| <= limit in one vectorised pass and lets NaN through; a boolean mask costs tenfold
+            torch.ops.aten.hardshrink.out(row, limit, out=row)
+        return tau
+
+
+def _room(scratch: Tensor, like: Tensor, size: int) -> Tensor:
+    """``scratch``, or a larger one, of the dtype and device of ``like``. New memory costs more than to fill it."""
+    fits = scratch.numel() >= size and scratch.dtype == like.dtype and scratch.device == like.device
+    return scratch if fits else like.new_empty(size)
 
 
 def _just_below(threshold: Tensor) -> float:
@@ -73,9 +92,14 @@ def _just_below(threshold: Tensor) -> float:
 def _kth(
     pretrained: StateDict, state: StateDict, names: Sequence[str], total: int, rank: int, dtype: torch.dtype
 ) -> Tensor:
+    scratch = torch.empty(0)
+
     def magnitudes(step: int) -> Iterator[Tensor]:
+        nonlocal scratch
         for block in blocks(pretrained, [state], names, step=step):
-            yield (block.models[0] - block.base).abs_().to(dtype)
+            scratch = _room(scratch, block.base, block.base.numel())
+            size = torch.sub(block.models[0], block.base, out=scratch[: block.base.numel()]).abs_()
+            yield size.to(dtype)
 
     return kth_magnitude(magnitudes, total, rank)
 
