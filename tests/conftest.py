@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from second_runs import SecondRuns
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is imported; whatever the machine sets
@@ -24,14 +25,29 @@ OTHERS = ["smoke-t5", "smoke-text", "smoke-nyu"]  # configurations of suites tha
 CHAPTERS = sorted(path.relative_to(ROOT / "book").with_suffix("").as_posix() for path in ROOT.glob("book/**/*.ipynb"))
 MEASURING = [name for name in CHAPTERS if name.startswith(("methods/", "suites/"))]
 SHOWN = ["smoke", "again"]  # the configurations in the book
+# Of chapters of methods, beside what the files of parameters say.
+SMALL = {
+    "num_examples": 8,
+    "quick_examples": 8,
+    "example_counts": [4, 8],
+    "steps": 4,
+    "sweep_points": 2,
+    "path_points": 3,
+    "num_deals": 2,
+    "rounds": 2,
+    "train_steps": 4,
+}
 # These chapters keep their tasks and sizes whatever smoke.yaml says; here they get as much as they need.
 TWO = 'tasks = ["reviews", "question"]'
 FIVE = 'tasks = ["acceptability", "reviews", "spam", "question", "entailment"]'
 SHORT = ('gentle = {"steps": 20, "batch_size": 8,', 'gentle = {"steps": 3, "batch_size": 4,')
 LESS = {
+    "lora": [('adaptation = {"steps": 20, "batch_size": 8,', 'adaptation = {"steps": 3, "batch_size": 4,')],
     "tiny_gpt2": [
         ('tasks = "tiny-text7"', FIVE),
         ('{"fisher_merging": 32, "regmean": 64}', '{"fisher_merging": 4, "regmean": 16}'),
+        ("choice_limit = 100 ", "choice_limit = 16 "),
+        ("most = 200 ", "most = 32 "),
         SHORT,
     ],
     "gpt2": [('tasks = "tiny-text7"', TWO)],
@@ -41,13 +57,13 @@ LESS = {
         SHORT,
     ],
     "flan_t5": [('tasks = "tiny-text5"', TWO)],
-    "tiny_nyu": [("scales = [0.2, 0.3, 0.4, 0.5]", "scales = [0.3, 0.5]")],
+    "tiny_nyu": [("scales = [0.2, 0.3, 0.4, 0.5]", "scales = [0.3]")],
 }
 
 
 def pytest_collection_modifyitems(items):
-    """What waits for runs beside the tests comes last."""
-    items.sort(key=lambda item: "second_runs" in item.fixturenames)
+    """First what has every chapter executed, on all cores; last what waits for runs beside the tests."""
+    items.sort(key=lambda item: ("second_runs" in item.fixturenames, "smoke_project" not in item.fixturenames))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -82,7 +98,7 @@ def smoke_home(request):
 @pytest.fixture(scope="session")
 def smoke_environment(smoke_home):
     """The environment in which chapters are executed: no network, nothing of the user's own cache, short training."""
-    given = {"FUSIONLIB_HOME": str(smoke_home), "HF_HUB_OFFLINE": "1", "FUSIONLIB_STEP_SHARE": "0.25"}
+    given = {"FUSIONLIB_HOME": str(smoke_home), "HF_HUB_OFFLINE": "1", "FUSIONLIB_STEP_SHARE": "0.1"}
     return {**os.environ, **given}
 
 
@@ -116,6 +132,10 @@ def executed_project(request, tmp_path_factory, smoke_environment):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, root / name)
+    for configuration in ["smoke", *OTHERS]:
+        path = root / "params" / f"{configuration}.yaml"
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.write_text(yaml.safe_dump({**given, **SMALL}), encoding="utf-8")
     for chapter, changes in LESS.items():
         path = root / "book" / "suites" / f"{chapter}.ipynb"
         text = path.read_text(encoding="utf-8")

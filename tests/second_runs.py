@@ -10,7 +10,11 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-Run = tuple[int, subprocess.CompletedProcess]
+from warm_pytest import OUTPUT
+
+from fusionlib.press.process import kernel_environment
+
+Run = tuple[int, int, str]
 
 
 class SecondRuns:
@@ -25,12 +29,24 @@ class SecondRuns:
             environment: of the processes.
             scratch: a folder for what they need.
         """
-        self._executed, self._home, self._environment, self._scratch = executed, home, environment, scratch
+        self._executed, self._home, self._scratch = executed, home, scratch
+        self._environment = {**environment, **kernel_environment()}
         cores = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(cores)
         self._turn = threading.Semaphore(max(1, cores - 1))
         self._runs: dict[str, Future[Run]] = {}
         self._asked = False
+        self._ended: dict[str, Future[int]] = {}
+        self._writing = threading.Lock()
+        self._server = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("warm_pytest.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+        )
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
 
     def begin(self, chapters: list[str]) -> None:
         """Start to run these chapters, in this order."""
@@ -38,7 +54,7 @@ class SecondRuns:
             self._runs[chapter] = self._pool.submit(self._again, chapter)
 
     def result(self, chapter: str) -> Run:
-        """How many code cells the second run has, and its process; waits for it."""
+        """How many code cells the second run has, its exit status and what it printed; waits for it."""
         if not self._asked:
             self._asked = True
             self._turn.release()
@@ -47,6 +63,18 @@ class SecondRuns:
     def close(self) -> None:
         """Drop what has not begun and wait for the rest."""
         self._pool.shutdown(cancel_futures=True)
+        self._server.stdin.close()
+        self._listener.join()
+        self._server.wait()
+        self._server.stdout.close()
+
+    def _listen(self) -> None:
+        for line in self._server.stdout:
+            answer = json.loads(line)
+            self._ended[answer["id"]].set_result(answer["status"])
+        for ended in self._ended.values():  # nobody is to wait for a server that is gone
+            if not ended.done():
+                ended.set_exception(RuntimeError("warm_pytest.py ended early; its last words are above"))
 
     def _again(self, chapter: str) -> Run:
         folder = self._scratch / chapter
@@ -59,12 +87,17 @@ class SecondRuns:
             (folder / "pytest.ini").write_text("[pytest]\n")
             # drawings may differ in the ids inside them
             (folder / "sanitize").write_text("[svg]\nregex: (?s)<\\?xml.*</svg>\nreplace: FIGURE\n")
-            command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", str(copy), "-q"]
-            command += ["-p", "no:cacheprovider", "-c", str(folder / "pytest.ini")]
-            command += ["--nbval-sanitize-with", str(folder / "sanitize")]
-            environment = {**self._environment, "FUSIONLIB_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-            return sum(cell["cell_type"] == "code" for cell in notebook["cells"]), done
+            arguments = ["--nbval", "--nbval-current-env", str(copy), "-q", "-p", "no:cacheprovider"]
+            arguments += ["-c", str(folder / "pytest.ini"), "--nbval-sanitize-with", str(folder / "sanitize")]
+            environment = {**self._environment, "FUSIONLIB_HOME": str(folder / "home")}
+            order = {"id": chapter, "arguments": arguments, "environment": environment, "folder": str(folder)}
+            self._ended[chapter] = Future()
+            with self._writing:
+                self._server.stdin.write(f"{json.dumps(order)}\n")
+                self._server.stdin.flush()
+            status = self._ended[chapter].result()
+            cells = sum(cell["cell_type"] == "code" for cell in notebook["cells"])
+            return cells, status, (folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
 
 
 def comparable(notebook: dict) -> dict:

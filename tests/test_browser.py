@@ -99,6 +99,16 @@ def test_page(opened, name, viewport, theme):
     assert page.evaluate("[...document.images].filter(i => !i.alt).map(i => i.src)") == [], "a picture without alt"
 
 
+@pytest.mark.parametrize(("viewport", "scrolls"), [(PHONE, True), (WIDE, False)], ids=["phone", "wide"])
+def test_a_wide_figure_stays_readable_on_a_phone(opened, viewport, scrolls):
+    """It scrolls in a box of its own, at no less than two thirds of the size that it was drawn for."""
+    sizes = "e => [e.naturalWidth, e.clientWidth, e.parentElement.scrollWidth > e.parentElement.clientWidth]"
+    page = opened("book/methods/ties_merging", viewport)
+    drawn, shown, scrolling = page.locator(".fusion-wide img").first.evaluate(sizes)
+    assert drawn > 640 and scrolling == scrolls
+    assert shown > drawn * 2 / 3
+
+
 def test_a_chapter_has_maths_tables_and_figures(opened):
     page = opened("book/methods/ties_merging")
     page.wait_for_selector("mjx-container")

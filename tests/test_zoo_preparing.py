@@ -49,13 +49,13 @@ def test_suite_is_made_once_and_equal_when_read_again(capfd):
 
 
 def test_killed_run_goes_on_and_ends_bit_identical(home, monkeypatch):
-    changed = replace(recipe.RECIPES["full"], steps=200)
+    changed = replace(recipe.RECIPES["full"], steps=100)
     monkeypatch.setitem(recipe.RECIPES, "full", changed)
     (job,) = plan("tiny-clip", ("flags",), "full", 0, multitask=False)
     snapshot = job.partial / "snapshot.safetensors"
     script = (
         "from fusionlib.zoo import prepare, recipe\n"
-        "recipe.RECIPES['full'] = recipe.Recipe(steps=200, batch_size=4)\n"
+        "recipe.RECIPES['full'] = recipe.Recipe(steps=100, batch_size=4)\n"
         "prepare(tasks=['flags'])"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
@@ -78,7 +78,8 @@ def test_killed_run_goes_on_and_ends_bit_identical(home, monkeypatch):
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.state_dict().items())
 
 
-def test_failure_of_one_leaves_the_others(home, capfd):
+def test_failure_of_one_leaves_the_others(home, capfd, monkeypatch):
+    monkeypatch.setattr(preparing, "_cores", lambda: 1)  # one process, which must survive the failure
     bad, good = plan("tiny-clip", ("flags", "emoji"), "full", 0, multitask=False)
     bad.partial.mkdir(parents=True)
     (bad.partial / "snapshot.safetensors").write_bytes(b"rubbish")
