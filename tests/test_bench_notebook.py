@@ -88,3 +88,14 @@ def test_glue_stores_a_number_for_prose_and_shows_nothing(monkeypatch):
     assert second[0] == {"application/papermill.record/text/plain": "'TIES'"}
     # a true minus sign; quotes keep the role from reading a number and dropping the sign of a gain
     assert third[0] == {"application/papermill.record/text/plain": "'\N{MINUS SIGN}0.5'"}
+
+
+@pytest.mark.parametrize(
+    ("value", "fmt", "shown"),
+    [(-0.04, "{:+.1f}", "0.0"), (0.04, "{:+.1f}", "0.0"), (-0.3, "{:.0f}", "0"), (-0.0004, "{:.1%}", "0.0%")],
+)
+def test_what_is_rounded_to_nothing_has_no_sign(monkeypatch, value, fmt, shown):
+    published = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: published.append(data))
+    fl.glue("gain", value, fmt)
+    assert list(published[0].values()) == [repr(shown)]

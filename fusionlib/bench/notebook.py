@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from typing import Any
 
 from fusionlib.core import ParameterError, suggest
@@ -21,6 +22,8 @@ def glue(name: str, value: Any, fmt: str = "{}") -> None:
 
     text = fmt.format(value)
     if not isinstance(value, str):
+        if re.fullmatch(r"[-+]0(\.0+)?%?", text):
+            text = text[1:]  # what is rounded to nothing has no sign
         text = text.replace("-", "\N{MINUS SIGN}")
     # quoted, because the role evaluates what looks like a number and would drop a plus sign
     data = {f"{_PREFIX}text/plain": repr(text)}
