@@ -23,7 +23,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "run": ("fusionlib.bench.run", "run"),
     "run_every": ("fusionlib.bench.every", "run_every"),
     "merge": ("fusionlib.bench.merging", "merge"),
-    "references": ("fusionlib.bench.run", "references"),
+    "references": ("fusionlib.bench.references", "references"),
     "reestimate_batch_norm": ("fusionlib.bench.batch_norm", "reestimate_batch_norm"),
     "save": ("fusionlib.bench.saving", "save"),
     "load": ("fusionlib.bench.saving", "load"),
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from fusionlib.bench.every import run_every
     from fusionlib.bench.merging import merge
     from fusionlib.bench.notebook import check_parameters, glue
-    from fusionlib.bench.run import fuse, references, run
+    from fusionlib.bench.references import references
+    from fusionlib.bench.run import fuse, run
     from fusionlib.bench.saving import load, save
     from fusionlib.bench.scores import accuracy
     from fusionlib.bench.search import grid, sweep, tune

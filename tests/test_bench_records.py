@@ -241,3 +241,11 @@ def test_a_source_hash_covers_what_a_method_imports():
     assert names[0] == "ops/trim" and "core" in names and "ops/streaming" not in names
     everything = provenance._shared_imports("import fusionlib as fl\n")
     assert {"ops/trim", "ops/modules", "ops/thresholds"} <= set(everything)
+
+
+@pytest.mark.parametrize("file", ["evaluate.py", "members.py", "meters.py", "dense_meters.py"])
+def test_a_source_hash_covers_how_answers_are_counted(monkeypatch, file):
+    before, read = provenance._hash_with_shared(["x = 1"]), Path.read_text
+    changed = lambda path, **how: read(path, **how) + "# changed" * (path.name == file)  # noqa: E731
+    monkeypatch.setattr(Path, "read_text", changed)
+    assert provenance._hash_with_shared(["x = 1"]) != before

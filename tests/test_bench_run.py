@@ -10,7 +10,7 @@ import torch
 from bench_helpers import TEST, VAL, at, toy_suite
 
 import fusionlib as fl
-from fusionlib.bench import run as running
+from fusionlib.bench import questions
 from fusionlib.core import ParameterError, UnknownName
 from fusionlib.methods import simple_average, task_arithmetic
 from fusionlib.ops.modules import predict
@@ -112,9 +112,9 @@ def test_everything_that_determines_the_counts_is_in_the_key(monkeypatch):
         "backbone": key(suite=spec(backbone="other")),
         "tasks": key(suite=spec(tasks=("b", "a"))),
     }
-    monkeypatch.setattr(running, "versions", lambda: {"torch": "0"})
+    monkeypatch.setattr(questions, "versions", lambda: {"torch": "0"})
     keys["versions"] = key()
-    monkeypatch.setattr(running, "source_hash", lambda name: "edited")
+    monkeypatch.setattr(questions, "source_hash", lambda name: "edited")
     keys["source"] = key()
     assert len(set(keys.values())) == len(keys), keys
 
@@ -218,7 +218,7 @@ def test_several_models_at_once_are_not_one_measurement():
 def test_what_was_measured_as_given_is_not_measured_again_when_it_was_chosen(monkeypatch):
     suite = toy_suite()
     given = fl.run("task_arithmetic", suite, scale=0.5)
-    monkeypatch.setattr("fusionlib.bench.run._measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("fusionlib.bench.run.measure_all", lambda *_: pytest.fail("measured again"))
     chosen = fl.run("task_arithmetic", suite, scale=0.5, selected_on="val")
     assert (chosen.counts, chosen.selected_on, given.selected_on) == (given.counts, "val", None)
     assert chosen.key != given.key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from fusionlib.ops.modules import Ensemble, predict
 from fusionlib.zoo.suite import Suite
 
 CPU_BATCH, GPU_BATCH = 64, 256
+Measurements = tuple[dict[str, Count], dict[str, dict[str, float]]]
+"""Task -> count; task -> name -> what was measured besides, where there is something."""
 
 
 def evaluate(
@@ -72,6 +74,17 @@ def measure_task(
     for batch, labels in suite.batches(task, split, limit=limit, batch_size=size):
         meter.update(predict(model, head, batch), labels)
     return meter.result()
+
+
+def measure_all(model: nn.Module, suite: Suite, split: str, limit: int | None) -> Measurements:
+    """The counts of every task of the suite, and what their meters measure besides."""
+    return gather({task: measure_task(model, suite, task, split, limit=limit) for task in suite.spec.tasks})
+
+
+def gather(measured: Mapping[str, tuple[Count, dict[str, float]]]) -> Measurements:
+    """Counts of every task, and the further measurements of those that have some."""
+    more = {task: metrics for task, (_, metrics) in measured.items() if metrics}
+    return {task: count for task, (count, _) in measured.items()}, more
 
 
 def _check_classes(model: Ensemble, task: str, metric: str) -> None:

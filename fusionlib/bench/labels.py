@@ -8,9 +8,9 @@ from typing import Any
 
 from fusionlib import methods
 from fusionlib.bench.batch_norm import KEYWORD
+from fusionlib.bench.hyperparameters import Method
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.records import json_value, uses_defaults
-from fusionlib.bench.run import Method
 from fusionlib.core import Record
 
 TITLES = {"pretrained": "Pretrained", "finetuned": "Fine-tuned (each its own)", "multitask": "Multi-task training"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionlib import methods
-from fusionlib.bench.run import Method, complete
+from fusionlib.bench.hyperparameters import Method, complete
 from fusionlib.core import CheckpointError, FusionMethod, ParameterError, StateDict, suggest
 from fusionlib.ops.statedict import num_parameters
 from fusionlib.zoo.folders import companions, read_like

@@ -23,6 +23,7 @@ from fusionlib.core import FusionMethod, ParameterError
 
 REFERENCES = ("pretrained", "finetuned", "multitask")
 _PACKAGE = Path(fusionlib.__file__).parent
+_COUNTING = ("evaluate", "members", "meters", "dense_meters")  # files of bench that make counts of outputs
 
 
 def digest(value: Any) -> str:
@@ -54,8 +55,7 @@ def own_source_hash(method: FusionMethod) -> str:
 
 def _hash_with_shared(sources: list[str]) -> str:
     """Hash of these sources, of the evaluation, and of the parts of ops and core that any of them imports."""
-    counted = (_PACKAGE / "bench" / "evaluate.py").read_text(encoding="utf-8")
-    texts = [*sources, counted]
+    texts = [*sources, *((_PACKAGE / "bench" / f"{name}.py").read_text(encoding="utf-8") for name in _COUNTING)]
     found: dict[str, str] = {}
     waiting = [name for text in texts for name in _shared_imports(text)]
     while waiting:

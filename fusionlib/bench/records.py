@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 from filelock import FileLock
 
 from fusionlib import methods
+from fusionlib.bench.log import logger
 from fusionlib.bench.provenance import REFERENCES, digest, source_hash
 from fusionlib.core import CheckpointError, ParameterError, Record
 from fusionlib.zoo import names
 from fusionlib.zoo.files import home
 
-logger = logging.getLogger("fusionlib")
 # file -> (bytes read so far, record by key); files only grow, so a change is read from where it began
 _read: dict[Path, tuple[int, dict[str, Record]]] = {}
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionlib import methods
-from fusionlib.bench.run import Method, measured
+from fusionlib.bench.hyperparameters import Method
+from fusionlib.bench.log import logger
+from fusionlib.bench.run import measured
 from fusionlib.core import ParameterError, Record
 from fusionlib.zoo.suite import Suite
-
-logger = logging.getLogger("fusionlib")
 
 
 def grid(start: float, stop: float, num: int) -> list[float]:

@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from fusionlib import methods
+from fusionlib.bench.hyperparameters import Method
 from fusionlib.bench.labels import USES, label, parameters_of, percent, short_labels, title
 from fusionlib.bench.leaderboard import leaderboard, note, ordered_rows, rule
 from fusionlib.bench.provenance import REFERENCES
-from fusionlib.bench.run import Method
 from fusionlib.bench.scores import average_half_width, kept
 from fusionlib.bench.table import Cell, Facts, Table, mark_best
 from fusionlib.core import MethodCard, ParameterError, Record

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
@@ -16,17 +15,17 @@ from fusionlib.core import ParameterError, StateDict, suggest
 from fusionlib.zoo import names
 from fusionlib.zoo.backbone import Backbone, ClipBackbone, GivenHead
 from fusionlib.zoo.checkpoints import Checkpoint
-from fusionlib.zoo.embedded import check_readable, embedded_backbone
 from fusionlib.zoo.files import hash_tensors
 from fusionlib.zoo.gpt2 import Gpt2Backbone
 from fusionlib.zoo.hub import loading
 from fusionlib.zoo.l_lora import LinearizedClip
 from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.recipe import L_LORA
+from fusionlib.zoo.start import read_start, read_tasks
 from fusionlib.zoo.suite_types import Suite, SuiteSpec
 from fusionlib.zoo.t5 import T5Backbone
-from fusionlib.zoo.task import Task, embedded_task
-from fusionlib.zoo.task_entries import Place, unpack
+from fusionlib.zoo.task import Task
+from fusionlib.zoo.task_entries import unpack
 
 __all__ = ["Batch", "Suite", "SuiteSpec", "load_suite"]
 
@@ -134,63 +133,6 @@ def load_suite(
         backbone=base,
         multitask=joint,
     )
-
-
-def read_tasks(tasks: str | Iterable[str] | Mapping[str, Place | None]) -> tuple[tuple[Task, ...], str | None]:
-    """Tasks that are not published, and the name of the set they are, or None."""
-    if isinstance(tasks, Mapping):
-        from fusionlib.zoo.own_tasks import own_task
-
-        names.check_distinct(tuple(tasks))
-        places = tasks.items()
-        return tuple(embedded_task(name) if path is None else own_task(name, path) for name, path in places), None
-    chosen, tasks_name = names.resolve_tasks(tasks)
-    return tuple(embedded_task(name) for name in chosen), tasks_name
-
-
-def read_start(
-    backbone: str | PathLike[str],
-    tasks: tuple[Task, ...],
-    asked: loading.Asked,
-    tuning: str,
-    published_tuning: str,
-    *,
-    progress: bool,
-) -> tuple[loading.Published | None, Backbone, tuple[Task, ...]]:
-    """What was published of it, if anything; the pretrained model; and the tasks, as this model is measured on them.
-
-    Args:
-        tasks: those that are not published.
-        asked: what is published of backbone and tasks.
-        tuning: decides what is embedded: "l-lora" is linearised in its adapter.
-        published_tuning: of the fine-tunes that are read along, "none" for none.
-    """
-    published = None
-    if asked.names or asked.family:
-        published = loading.load(asked, published_tuning, progress=progress)
-        tasks = tasks or published.tasks
-    base = (published and published.base) or _backbone(backbone, tuning)
-    _check_modality(base, tasks)
-    if base.metric != "accuracy":
-        tasks = tuple(replace(task, metric=base.metric) if task.metric == "accuracy" else task for task in tasks)
-    return published, base, tasks
-
-
-def _backbone(backbone: str | PathLike[str], tuning: str) -> Backbone:
-    if backbone in names.EMBEDDED_BACKBONES:
-        return embedded_backbone(str(backbone), tuning)
-    from fusionlib.zoo.own_models import own_backbone
-
-    return own_backbone(backbone)
-
-
-def _check_modality(base: Backbone, tasks: tuple[Task, ...]) -> None:
-    if base.name in names.EMBEDDED_BACKBONES:
-        check_readable(base.name, tuple(task.name for task in tasks if task.embedded))
-    odd = [task.name for task in tasks if task.modality != base.preprocess.modality]
-    if odd:
-        kind = base.preprocess.modality
-        raise ParameterError(f"{base.name!r} reads {kind}s, and {', '.join(odd)} can't be read as {kind}s.")
 
 
 def _own(base: Backbone, tasks: tuple[Task, ...], checkpoints: Paths) -> tuple[dict[str, StateDict], dict[str, Any]]:

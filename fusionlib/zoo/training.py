@@ -25,7 +25,7 @@ from fusionlib.zoo.preparing import prepare
 from fusionlib.zoo.progress import Progress
 from fusionlib.zoo.published_recipes import constant, published_recipe
 from fusionlib.zoo.recipe import L_LORA, Recipe, get_recipe
-from fusionlib.zoo.suite import read_start, read_tasks
+from fusionlib.zoo.start import read_start, read_tasks
 from fusionlib.zoo.t5 import T5Backbone
 from fusionlib.zoo.task_entries import unpack
 
