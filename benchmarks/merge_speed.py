@@ -59,8 +59,8 @@ def main() -> None:
     extra: dict[str, int] = {}
     for first in range(arguments.rounds):
         # each in its turn first, as what comes after another finds the memory in another state
-        for name, work in [*list(works.items())[first % len(works) :], *list(works.items())[: first % len(works)]]:
-            measured = Measured(work, torch.device("cpu"))
+        for name in [*works][first % len(works) :] + [*works][: first % len(works)]:
+            measured = Measured(works[name], torch.device("cpu"))
             times[name].append(measured.seconds)
             extra[name] = max(extra.get(name, 0), measured.peak_memory or 0)
             del measured  # with the result, so that the next one is made in new memory

@@ -246,6 +246,9 @@ def test_a_source_hash_covers_what_a_method_imports():
 @pytest.mark.parametrize("file", ["evaluate.py", "members.py", "meters.py", "dense_meters.py"])
 def test_a_source_hash_covers_how_answers_are_counted(monkeypatch, file):
     before, read = provenance._hash_with_shared(["x = 1"]), Path.read_text
-    changed = lambda path, **how: read(path, **how) + "# changed" * (path.name == file)  # noqa: E731
+
+    def changed(path, **how):
+        return read(path, **how) + "# changed" * (path.name == file)
+
     monkeypatch.setattr(Path, "read_text", changed)
     assert provenance._hash_with_shared(["x = 1"]) != before

@@ -41,6 +41,12 @@ def fresh_like(state: Mapping[str, Tensor]) -> StateDict:
     return {key: fresh(key, tensor) for key, tensor in state.items()}
 
 
+def grown(scratch: Tensor, like: Tensor, size: int) -> Tensor:
+    """``scratch``, or a larger one, of the dtype and device of ``like``. New memory costs more than to fill it."""
+    fits = scratch.numel() >= size and scratch.dtype == like.dtype and scratch.device == like.device
+    return scratch if fits else like.new_empty(size)
+
+
 def _huge_pages(length: int) -> mmap.mmap | None:
     if not hasattr(mmap, "MADV_HUGEPAGE"):  # only Linux has it
         return None

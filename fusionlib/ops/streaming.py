@@ -29,7 +29,7 @@ class Block:
     Attributes:
         base: shape (stop - start,), in the dtype to calculate in; a view or a copy, never to be written.
         models: one such tensor per fine-tuned model.
-        room: such a tensor to put the result in, the stretch of the fused model itself where its dtype allows.
+        target: the stretch of the fused model itself, where it has the dtype to calculate in.
     """
 
     name: str
@@ -37,7 +37,12 @@ class Block:
     stop: int
     base: Tensor
     models: tuple[Tensor, ...]
-    room: Tensor
+    target: Tensor | None = None
+
+    @property
+    def room(self) -> Tensor:
+        """A tensor like ``base`` to put the result in: the target, or new memory."""
+        return torch.empty_like(self.base) if self.target is None else self.target
 
     def of(self, state: StateDict) -> Tensor:
         """The same stretch of another state dict with contiguous tensors: a view to write to."""
@@ -73,9 +78,7 @@ def stream(
     with torch.no_grad():
         for block in blocks(pretrained, finetuned, names, width=width):
             target = block.of(fused)
-            if target.dtype == block.room.dtype:
-                block = replace(block, room=target)
-            result = kernel(block)
+            result = kernel(replace(block, target=target) if target.dtype == block.base.dtype else block)
             if result is not target:
                 target.copy_(result)
             if not _probably_finite(target) or not (reads_base or _probably_finite(block.base)):
@@ -121,7 +124,7 @@ def block_at(
     tensors = [state[name].detach().reshape(-1)[start:stop:step] for state in (pretrained, *finetuned)]
     dtype = compute_dtype(*tensors)
     base, *models = (tensor.to(dtype) for tensor in tensors)
-    return Block(name, start, stop, base, tuple(models), room=torch.empty_like(base))
+    return Block(name, start, stop, base, tuple(models))
 
 
 def _probably_finite(values: Tensor) -> bool:

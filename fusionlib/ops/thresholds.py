@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from fusionlib.ops.memory import grown
+
 _SAMPLE = 1 << 18  # numbers; the bracket then holds about 1 % of the data
 _COLLECT = 0.05  # give up collecting when the bracket holds more than this fraction (many equal values)
 _ROWS = 8  # of the table in which a block is looked through: see _inside
@@ -66,8 +68,7 @@ def _count_and_collect(magnitudes: Magnitudes, low: Tensor, high: Tensor, most: 
     marks = low.new_empty(0)
     for block in magnitudes(1):
         n = block.numel()
-        if marks.numel() < 2 * n:
-            marks = low.new_empty(2 * n)
+        marks = grown(marks, low, 2 * n)
         # Marks are 1.0 or 0.0: to compare into booleans takes four times as long. Their sum is exact up to 2**24.
         reach, beyond = torch.ge(block, low, out=marks[:n]), torch.gt(block, high, out=marks[n : 2 * n])
         below += n - int(reach.sum())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fusionlib.core import StateDict
+from fusionlib.ops.memory import grown
 from fusionlib.ops.statedict import compute_dtype, fused_names
 from fusionlib.ops.streaming import Block, blocks
 from fusionlib.ops.thresholds import kth_magnitude
@@ -69,19 +70,13 @@ class _Shrink:
 
     def __call__(self, block: Block, limits: Sequence[float]) -> Tensor:
         size = len(limits) * block.base.numel()
-        self._scratch = _room(self._scratch, block.base, size)
+        self._scratch = grown(self._scratch, block.base, size)
         tau = self._scratch[:size].view(len(limits), -1)
         for row, model, limit in zip(tau, block.models, limits, strict=True):
             torch.sub(model, block.base, out=row)
             # zeroes |x| <= limit in one vectorised pass and lets NaN through; a boolean mask costs tenfold
             torch.ops.aten.hardshrink.out(row, limit, out=row)
         return tau
-
-
-def _room(scratch: Tensor, like: Tensor, size: int) -> Tensor:
-    """``scratch``, or a larger one, of the dtype and device of ``like``. New memory costs more than to fill it."""
-    fits = scratch.numel() >= size and scratch.dtype == like.dtype and scratch.device == like.device
-    return scratch if fits else like.new_empty(size)
 
 
 def _just_below(threshold: Tensor) -> float:
@@ -97,7 +92,7 @@ def _kth(
     def magnitudes(step: int) -> Iterator[Tensor]:
         nonlocal scratch
         for block in blocks(pretrained, [state], names, step=step):
-            scratch = _room(scratch, block.base, block.base.numel())
+            scratch = grown(scratch, block.base, block.base.numel())
             size = torch.sub(block.models[0], block.base, out=scratch[: block.base.numel()]).abs_()
             yield size.to(dtype)
 
