@@ -62,8 +62,16 @@ LESS = {
 
 
 def pytest_collection_modifyitems(items):
-    """First what has every chapter executed, on all cores; last what waits for runs beside the tests."""
-    items.sort(key=lambda item: ("second_runs" in item.fixturenames, "smoke_project" not in item.fixturenames))
+    """First what has every chapter executed, on all cores; last what waits for runs beside the tests.
+
+    Before these the browser, which takes all cores, when most such runs are over.
+    """
+
+    def place(item):
+        late = "second_runs" in item.fixturenames, "browser" in item.fixturenames
+        return *late, "smoke_project" not in item.fixturenames
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter):

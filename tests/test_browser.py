@@ -63,15 +63,24 @@ def browser():
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser):
+    """The browser's context of a size and a theme: its pages share what was loaded, as those of a reader do."""
+    return functools.cache(
+        lambda width, height, theme: browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=theme
+        )
+    )
+
+
 @pytest.fixture
-def opened(browser, address, request):
+def opened(context, address):
     """Opens a page in a window of the wanted size and theme, and checks what must hold on every page."""
-    contexts = []
+    pages = []
 
     def open_page(name, viewport=WIDE, theme="light"):
-        context = browser.new_context(viewport=viewport, color_scheme=theme)
-        contexts.append(context)
-        page, errors, outside = context.new_page(), [], []
+        page, errors, outside = context(**viewport, theme=theme).new_page(), [], []
+        pages.append(page)
         page.on(
             "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
         )
@@ -83,8 +92,8 @@ def opened(browser, address, request):
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -119,16 +128,16 @@ def test_a_chapter_has_maths_tables_and_figures(opened):
     assert page.locator("table.fusion-table th").first.inner_text() == "Method"
 
 
-def test_no_equation_is_wider_than_its_column(opened, site):
+def test_no_equation_is_wider_than_its_column(context, address, site):
     """One that is must be scrolled, and its end is not seen."""
-    cut = {}
+    page, cut = context(**WIDE, theme="light").new_page(), {}
     for chapter in sorted((site / "book" / "methods").glob("*.html")):
-        page = opened(f"book/methods/{chapter.stem}")
+        page.goto(f"{address}book/methods/{chapter.stem}.html")
         page.evaluate("MathJax.startup.promise.then(() => null)")
         equations = "[...document.querySelectorAll('div.math mjx-container')]"
         wide = "filter(e => e.scrollWidth > e.clientWidth + 2).map(e => e.closest('div.math').id)"
         cut[chapter.stem] = page.evaluate(f"{equations}.{wide}")
-        page.context.close()
+    page.close()
     assert len(cut) > 10 and {name: found for name, found in cut.items() if found} == {}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import CHAPTERS, MEASURING
 
+from fusionlib.press.process import kernel_environment
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.book
 
@@ -53,7 +55,8 @@ def papermill(chapter: str, out: Path, environment: dict, *options: str) -> subp
         "params/smoke.yaml",
         *options,
     ]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    given = {**environment, **kernel_environment()}  # one thread: the second runs have the other core
+    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
 
 
 def test_plain_papermill(smoke_project, smoke_environment, tmp_path):
