@@ -88,7 +88,7 @@ def one_thread_home(tmp_path, monkeypatch):
     One such process makes the few fine-tunes of a test, one after the other: to start it takes longer than they do.
     """
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path))
-    monkeypatch.setattr(preparing, "_cores", lambda: 1)
+    monkeypatch.setattr(preparing, "cores", lambda: 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path

@@ -79,7 +79,7 @@ def test_killed_run_goes_on_and_ends_bit_identical(home, monkeypatch):
 
 
 def test_failure_of_one_leaves_the_others(home, capfd, monkeypatch):
-    monkeypatch.setattr(preparing, "_cores", lambda: 1)  # one process, which must survive the failure
+    monkeypatch.setattr(preparing, "cores", lambda: 1)  # one process, which must survive the failure
     bad, good = plan("tiny-clip", ("flags", "emoji"), "full", 0, multitask=False)
     bad.partial.mkdir(parents=True)
     (bad.partial / "snapshot.safetensors").write_bytes(b"rubbish")

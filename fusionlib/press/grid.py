@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from fusionlib.press.files import sweep
 from fusionlib.press.process import fork_refusal
 from fusionlib.press.project import Project
 from fusionlib.press.runner import Runner
+from fusionlib.zoo.environment import cores
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -64,7 +64,7 @@ def run(project: Project, request: Request, console: Console | None = None) -> i
     _warn_of_short_training(console)
     with _Writable(project):
         pending = [job for job in jobs if job.why]
-        workers = min(request.jobs or _cores(), max(1, len(jobs)))
+        workers = min(request.jobs or cores(), max(1, len(jobs)))
         restore = _interrupt_on_termination()
         runner = Runner(project, jobs, workers, request.force, console, verbose=request.verbose)
         try:
@@ -199,7 +199,3 @@ def _interrupt_on_termination() -> Callable[[], None]:
 def _ignore_interrupts() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

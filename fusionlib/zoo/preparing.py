@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import IO, Any
 from fusionlib.core import CheckpointError, FusionError, UnknownName, suggest
 from fusionlib.zoo import names
 from fusionlib.zoo.embedded import check_readable
-from fusionlib.zoo.environment import one_core
+from fusionlib.zoo.environment import cores, one_core
 from fusionlib.zoo.files import home
 from fusionlib.zoo.job import Job, plan
 from fusionlib.zoo.progress import Progress
@@ -89,7 +88,7 @@ def make_missing(jobs: Sequence[Job], *, progress: bool = True) -> None:
         return
     display = Progress(list(waiting), enabled=progress)
     events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-    workers = [_Worker(events) for _ in range(min(_cores(), len(waiting)))]
+    workers = [_Worker(events) for _ in range(min(cores(), len(waiting)))]
     failures: list[FusionError] = []
     try:
         for worker in workers:
@@ -189,9 +188,3 @@ class _Worker:
             for line in lines:
                 events.put((self, json.loads(line)))
         events.put((self, None))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
