@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import finite, in_range, one_of
+from fusionlib.ops.memory import grown
 from fusionlib.ops.statedict import check_compatible
 from fusionlib.ops.streaming import Block, block_at, stream
 from fusionlib.ops.trim import global_trim, tensor_trim
@@ -59,16 +60,22 @@ def fuse(
     check_compatible(pretrained, finetuned)
     trimmed = (global_trim if trim == "global" else tensor_trim)(pretrained, finetuned, density)
 
+    scratch = torch.empty(0)
+
     def merged(block: Block, fill: float) -> Tensor:
+        nonlocal scratch
         tau = trimmed(block)
-        sign = tau.sum(dim=0).sign_()
-        undecided = 1 - sign.abs()  # 1 where all is trimmed, or where positive and negative cancel
+        scratch = grown(scratch, tau, 3 * tau.shape[1])
+        sign, undecided, spare = scratch[: 3 * tau.shape[1]].view(3, -1)
+        torch.sum(tau, dim=0, out=sign).sign_()
+        torch.eq(sign, 0, out=undecided)  # 1 where all is trimmed, or where positive and negative cancel
         if fill == 0:
-            election.count(block, sign, undecided.mul_(tau.amax(dim=0)))  # what cancels has a positive part
+            positive = torch.amax(tau, dim=0, out=spare)  # what cancels has a positive part
+            election.count(block, sign, undecided.mul_(positive))
         else:
             sign.add_(undecided, alpha=fill)
         tau.mul_(sign).clamp_(min=0)  # now the magnitudes that agree with the sign; 0 elsewhere
-        return _combine(tau, combine).mul_(sign).mul_(scale).add_(block.base)
+        return _combine(tau, combine, block.room, spare).mul_(sign).mul_(scale).add_(block.base)
 
     if zero_sign == "positive":
         return stream(pretrained, finetuned, lambda block: merged(block, 1.0), width=len(finetuned))
@@ -91,13 +98,13 @@ class _Election:
         self.undecided: list[tuple[str, int, int]] = []
 
     def count(self, block: Block, sign: Tensor, cancelled: Tensor) -> None:
-        self.balance += int(sign.sum(dtype=torch.float64))
+        self.balance += int(sign.sum())  # exact up to 2**24 signs
         if float(cancelled.sum()) > 0:
             self.undecided.append((block.name, block.start, block.stop))
 
 
-def _combine(agreeing: Tensor, combine: str) -> Tensor:
+def _combine(agreeing: Tensor, combine: str, room: Tensor, spare: Tensor) -> Tensor:
     if combine == "max":
-        return agreeing.amax(dim=0)
-    total = agreeing.sum(dim=0)
-    return total if combine == "sum" else total.div_(agreeing.sign_().sum(dim=0).clamp_(min=1))
+        return torch.amax(agreeing, dim=0, out=room)
+    total = torch.sum(agreeing, dim=0, out=room)
+    return total if combine == "sum" else total.div_(torch.sum(agreeing.sign_(), dim=0, out=spare).clamp_(min=1))

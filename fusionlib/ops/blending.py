@@ -8,6 +8,7 @@ and no graph ever holds more than one copy of the model.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,10 @@ class _Stretch:
     def task_vectors(self, scratch: Tensor) -> Tensor:
         """Shape (T, n), in ``scratch``, which every stretch uses again: to keep them would take T models' memory."""
         tau = scratch[: len(self.models) * (self.stop - self.start)].view(len(self.models), -1)
-        return torch.stack(self.models, out=tau).sub_(self.base)
+        base = self.base.to(tau.dtype)
+        for row, model in zip(tau, self.models, strict=True):
+            torch.sub(model.to(tau.dtype), base, out=row)
+        return tau
 
 
 class Blend:
@@ -98,11 +102,19 @@ class Blend:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Overwrites the model's parameters with theta_0 + sum_t c_t tau_t, and forgets their gradients."""
+        """Overwrites the model's parameters with theta_0 + sum_t c_t tau_t, and forgets their gradients.
+
+        Computed as (1 - sum_t c_t) theta_0 + sum_t c_t theta_t, which reads each model once and writes no task vector.
+        """
+        rows = self.coefficients.tolist()
         for piece in self._stretches:
             target = piece.parameter.data.view(-1)[piece.start : piece.stop]
-            tau = piece.task_vectors(self._scratch)
-            target.copy_(torch.addmv(piece.base.to(tau.dtype), tau.T, self.coefficients[piece.row]))
+            total = target if target.dtype == self._scratch.dtype else self._scratch[: len(target)]
+            torch.mul(piece.base.to(total.dtype), 1 - math.fsum(rows[piece.row]), out=total)
+            for model, coefficient in zip(piece.models, rows[piece.row], strict=True):
+                total.add_(model, alpha=coefficient)
+            if total is not target:
+                target.copy_(total)
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
