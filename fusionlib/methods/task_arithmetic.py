@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import MappingProxyType
 
-import torch
-from torch import Tensor
-
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import model_scales
-from fusionlib.ops.streaming import Block, stream
+from fusionlib.ops.streaming import moved, stream
 
 card = MethodCard(
     name="task_arithmetic",
@@ -38,13 +34,4 @@ def fuse(pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float 
         the pretrained model (the authors skip int64 and uint8 only). mergekit weighs every model by itself.
     """
     scales = model_scales(scale, len(finetuned))
-
-    def moved(block: Block) -> Tensor:
-        # (1 - sum of scales) pretrained + sum of scale x fine-tuned: half the passes over memory of the
-        # differences, equal to them but for rounding in the last bits of the weights
-        fused = torch.mul(block.base, 1 - math.fsum(scales), out=block.room)
-        for factor, model in zip(scales, block.models, strict=True):
-            fused.add_(model, alpha=factor)
-        return fused
-
-    return stream(pretrained, finetuned, moved)
+    return stream(pretrained, finetuned, lambda block: moved(block.base, block.models, scales, block.room))

@@ -8,7 +8,6 @@ and no graph ever holds more than one copy of the model.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from fusionlib.core import KeyMismatch
 from fusionlib.ops.statedict import compute_dtype, fused_names
-from fusionlib.ops.streaming import CPU_BLOCK, GPU_BLOCK, Block, stream
+from fusionlib.ops.streaming import CPU_BLOCK, GPU_BLOCK, moved, stream
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,8 @@ class Blend:
     def __init__(self, pretrained: nn.Module, finetuned: Sequence[nn.Module], init: float, *, by_layer: bool) -> None:
         base = pretrained.state_dict()
         states = [model.state_dict() for model in finetuned]
-
-        def merged(block: Block) -> Tensor:
-            change = torch.zeros_like(block.base)
-            for model in block.models:
-                change.add_(model - block.base)
-            return change.mul_(init).add_(block.base)
-
-        start = stream(base, states, merged)
+        scales = [float(init)] * len(states)
+        start = stream(base, states, lambda block: moved(block.base, block.models, scales, block.room))
         self.model = copy.deepcopy(pretrained).eval()
         once = set(fused_names(base))
         own = dict(self.model.named_parameters())
@@ -104,17 +97,15 @@ class Blend:
     def apply(self) -> None:
         """Overwrites the model's parameters with theta_0 + sum_t c_t tau_t, and forgets their gradients.
 
-        Computed as (1 - sum_t c_t) theta_0 + sum_t c_t theta_t, which reads each model once and writes no task vector.
+        No task vector is written for that: see ``moved``.
         """
         rows = self.coefficients.tolist()
         for piece in self._stretches:
             target = piece.parameter.data.view(-1)[piece.start : piece.stop]
-            total = target if target.dtype == self._scratch.dtype else self._scratch[: len(target)]
-            torch.mul(piece.base.to(total.dtype), 1 - math.fsum(rows[piece.row]), out=total)
-            for model, coefficient in zip(piece.models, rows[piece.row], strict=True):
-                total.add_(model, alpha=coefficient)
-            if total is not target:
-                target.copy_(total)
+            room = target if target.dtype == self._scratch.dtype else self._scratch[: len(target)]
+            result = moved(piece.base, piece.models, rows[piece.row], room)
+            if result is not target:
+                target.copy_(result)
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
