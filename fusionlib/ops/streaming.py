@@ -92,8 +92,11 @@ def stream(
 
 def mean(block: Block) -> Tensor:
     """The kernel of the plain average: the mean of the fine-tuned models."""
-    total = block.room.copy_(block.models[0])
-    for model in block.models[1:]:
+    first, *others = block.models
+    if not others:
+        return block.room.copy_(first)
+    total = torch.add(first, others[0], out=block.room)  # one pass where copying first would be two
+    for model in others[1:]:
         total += model
     return total.div_(len(block.models))
 
