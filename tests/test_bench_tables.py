@@ -231,6 +231,11 @@ def test_half_width_for_prose():
     assert tables.half_width(make_record(counts={"a": (5, 10)})) == pytest.approx(1.959964 * 0.025**0.5)
 
 
+@pytest.mark.parametrize(("value", "shown"), [(-0.04, "0.0"), (-0.06, "-0.1"), (0.0, "0.0"), (-10.0, "-10.0")])
+def test_what_rounds_to_zero_has_no_sign(value, shown):
+    assert tables.plain(["name", "change"], [("a", value)], fmt="{:.1f}").rows[0][1].text == shown
+
+
 def test_plain_values():
     texts, _, _ = parse_table(tables.plain(["name", "n", "share"], [("a <b>", 12345, 0.5)], fmt="{:.2f}"))
     assert texts == [{"name": "a <b>", "n": "12,345", "share": "0.50"}]

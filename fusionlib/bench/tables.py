@@ -143,9 +143,14 @@ def plain(columns: Sequence[str], rows: Iterable[Sequence[Any]], fmt: str = "{:.
     body = []
     for row in rows:
         numbers = [isinstance(value, int | float) for value in row]
-        texts = [fmt.format(v) if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in row]
+        texts = [_rounded(v, fmt) if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in row]
         body.append([Cell(text, number=number) for text, number in zip(texts, numbers, strict=True)])
     return Table(columns, body)
+
+
+def _rounded(value: float, fmt: str) -> str:
+    text = fmt.format(value)
+    return text if text.strip("-0.") else text.removeprefix("-")  # a loss of nothing is 0.0, not -0.0
 
 
 def half_width(record: Record) -> float:
