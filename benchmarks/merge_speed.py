@@ -2,7 +2,8 @@
 
 Eight models of 87 million float32 parameters, shaped like a ViT-B/32. The floor of a merge that reads T + 1
 models and writes one is the time to move as many bytes with ``Tensor.copy_`` into memory that is already
-mapped; a second floor copies into new memory, as a merge must. Medians of several rounds, in turn.
+mapped; a second floor copies into new memory, as a merge must. Medians over several rounds, in turn; in a round each
+runs once untimed and then three times, as a virtual machine is slow to give memory that has lain free for a while.
 """
 
 from __future__ import annotations
@@ -57,13 +58,14 @@ def main() -> None:
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     extra: dict[str, int] = {}
-    for first in range(arguments.rounds):
-        # each in its turn first, as what comes after another finds the memory in another state
-        for name in [*works][first % len(works) :] + [*works][: first % len(works)]:
-            measured = Measured(works[name], torch.device("cpu"))
-            times[name].append(measured.seconds)
-            extra[name] = max(extra.get(name, 0), measured.peak_memory or 0)
-            del measured  # with the result, so that the next one is made in new memory
+    for _ in range(arguments.rounds):
+        for name in works:
+            works[name]()
+            for _ in range(3):
+                measured = Measured(works[name], torch.device("cpu"))
+                times[name].append(measured.seconds)
+                extra[name] = max(extra.get(name, 0), measured.peak_memory or 0)
+                del measured  # with the result, so that the next one is made in new memory
     median = {name: statistics.median(values) for name, values in times.items()}
     # T + 1 reads and one write; a copy is one read and one write.
     floor = median["copy"] * (arguments.models + 2) / 2
