@@ -65,6 +65,16 @@ def test_sweep_draws_references_as_lines_with_names():
     assert words(ax.texts) == ["Pretrained", "Fine-tuned"]
 
 
+def test_sweep_hangs_the_lower_of_two_near_names_below_its_line():
+    near = (("pretrained", 40), ("finetuned", 88), ("multitask", 89))
+    levels = [make_record(name, {"a": (n, 100)}, split="val") for name, n in near]
+    ax = draw(plots.sweep(swept(), "scale", references=levels))
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    low, high = boxes["Fine-tuned"], boxes["Multi-task training"]
+    assert not low.overlaps(high)
+    assert low.y1 < ax.transData.transform((0, 88))[1] < ax.transData.transform((0, 89))[1] < high.y0
+
+
 def test_sweep_into_an_axis_that_is_there():
     figure, panels = plt.subplots(1, 2)
     assert plots.sweep(swept(), "scale", ax=panels[1]) is figure

@@ -51,19 +51,28 @@ def sweep(
     ax.plot(values, centre, color=hue, marker=marker(first.method), label=title(first.method))
     for row in rows(references):
         ax.axhline(100 * row.average, color=GREY, lw=1, ls="--")
-        ax.annotate(
-            title(row.first.method).split(" (")[0],
-            (1, 100 * row.average),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize="small",
-        )
+    _name_levels(ax, {title(row.first.method).split(" (")[0]: 100 * row.average for row in rows(references)})
     if mark is not None:
         ax.axvline(mark, color=GREY, lw=1, ls=":")
     ax.set(xlabel=x, ylabel=f"average accuracy, {first.split} (%)")
     return fig
+
+
+def _name_levels(ax: Axes, levels: dict[str, float]) -> None:
+    # A name stands on its line, unless another line is too near above it: then it hangs below.
+    bottom, top = ax.get_ylim()
+    for name, level in levels.items():
+        hangs = any(0 < other - level < 0.07 * (top - bottom) for key, other in levels.items() if key != name)
+        ax.annotate(
+            name,
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -3 if hangs else 3),
+            textcoords="offset points",
+            ha="right",
+            va="top" if hangs else "baseline",
+            fontsize="small",
+        )
 
 
 def _swept(records: Iterable[Record], over: Sequence[str]) -> list[Row]:
