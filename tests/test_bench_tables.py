@@ -194,6 +194,7 @@ def test_fact_box():
     assert facts["Hyper-parameters"] == "weights = required, normalize = True"
     assert facts["Order of models"] == "matters" and facts["Works on"] == "each number by itself"
     assert facts["Call"] == "fusionlib.methods.weighted_average.fuse"
+    assert "fusionlib.<wbr>methods.<wbr>weighted_average.<wbr>fuse" in tables.fact_box("weighted_average")._repr_html_()
     mine = SimpleNamespace(card=replace(methods.get("ties_merging").card, name="mine"), fuse=lambda p, f, *, k=2: p)
     assert dict(tables.fact_box(mine).facts)["Hyper-parameters"] == "k = 2"
     ensemble = tables.fact_box(methods.get("simple_ensemble"))

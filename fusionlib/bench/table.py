@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -99,7 +100,11 @@ class Facts:
     facts: Sequence[tuple[str, str]]
 
     def _repr_html_(self) -> str:
-        pairs = "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in self.facts)
+        # A dotted name may break after a dot, rather than anywhere.
+        pairs = "".join(
+            f"<div><dt>{escape(term)}</dt><dd>{re.sub(r'[.](?=[a-z])', '.<wbr>', escape(text))}</dd></div>"
+            for term, text in self.facts
+        )
         return f'<dl class="fusion-facts" aria-label="Facts about {escape(self.title)}">{pairs}</dl>'
 
     def to_frame(self) -> pd.DataFrame:
