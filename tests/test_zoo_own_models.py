@@ -11,7 +11,7 @@ import fusionlib as fl
 from fusionlib.core import CheckpointError, KeyMismatch, ParameterError, UnknownName
 from fusionlib.testing import assert_same_weights
 from fusionlib.zoo import files
-from fusionlib.zoo.locate import locate
+from fusionlib.zoo.locate import fetch_data, locate
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**SIZES, "image_size": 32, "patch_size": 16}
@@ -254,6 +254,15 @@ def test_a_copy_of_tiny_clip_keeps_its_heads_and_preprocessing(tmp_path):
 def test_places_that_are_not_there(name, error, message):
     with pytest.raises(error, match=message):
         locate(name, "backbone")
+
+
+def test_a_misspelt_path_that_reads_like_a_hub_id_names_what_is_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "birds").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"Check the spelling \('models/birds' is here\); without a network"):
+        locate("models/brids", "backbone")
+    with pytest.raises(CheckpointError, match=r"Check the spelling \('models/birds' is here\); without a network"):
+        fetch_data("models/brids", "data of task 'birds'")
 
 
 def test_other_architectures_and_files_are_refused(tmp_path):

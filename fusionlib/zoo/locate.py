@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from os import PathLike
 from pathlib import Path
@@ -58,8 +59,9 @@ def fetch(name: str, what: str, weights: tuple[str, str] = WEIGHTS) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(
             f"the {what}, {name!r}, is neither a local folder nor a hub repository that can be fetched now "
-            f"({reason_of(error)}) Check the spelling; without a network, run `hf download {repo.name}` once where "
-            "there is one (and unset HF_HUB_OFFLINE there), or copy the repository and give its folder."
+            f"({reason_of(error)}) Check the spelling{_beside(name)}; without a network, run "
+            f"`hf download {repo.name}` once where there is one (and unset HF_HUB_OFFLINE there), or copy the "
+            "repository and give its folder."
         ) from error
 
 
@@ -83,6 +85,14 @@ def fetch_data(name: str, what: str) -> Path:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"the {what}, {name!r}, is neither a local path nor a hub data set that can be fetched now ({reason}) "
-            f"Check the spelling; without a network, run `hf download --repo-type dataset {name}` once where there is "
-            "one (and unset HF_HUB_OFFLINE there), or copy its Parquet files and give their folder."
+            f"Check the spelling{_beside(name)}; without a network, run `hf download --repo-type dataset {name}` once "
+            "where there is one (and unset HF_HUB_OFFLINE there), or copy its Parquet files and give their folder."
         ) from error
+
+
+def _beside(name: str) -> str:
+    # "data/mnits" reads like a hub id: where there is a local folder "data", say what is in it that looks like it.
+    path = Path(name)
+    there = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1)
+    return f" ({(path.parent / close[0]).as_posix()!r} is here)" if close else ""
