@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ def test_cells_are_short_and_tags_are_known(path):
     assert statistics.median(lengths) <= 8
     assert {tag for c in cells(path) for tag in tags(c)} <= TAGS
     assert sum("remove-cell" in tags(c) for c in cells(path)) <= 4
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_no_sentence_of_the_prose_stands_twice(path):
+    prose = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    sentences = [part.strip() for part in re.split(r"(?<=[.;!?])\s|\n", prose)]
+    counts = Counter(sentence for sentence in sentences if len(sentence) > 25)
+    assert [sentence for sentence, count in counts.items() if count > 1] == []
 
 
 def copy_me(path: Path) -> str:
