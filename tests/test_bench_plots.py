@@ -75,6 +75,14 @@ def test_sweep_hangs_the_lower_of_two_near_names_below_its_line():
     assert low.y1 < ax.transData.transform((0, 88))[1] < ax.transData.transform((0, 89))[1] < high.y0
 
 
+def test_sweep_names_every_reference_that_is_handed_over_once():
+    levels = (
+        make_record("task_arithmetic", {"a": (n, 100)}, split="val", hyperparameters={"scale": n}) for n in (40, 90)
+    )
+    ax = draw(plots.sweep(swept(), "scale", references=levels))
+    assert words(ax.texts) == ["Task Arithmetic"] * 2 and len(ax.lines) == 3
+
+
 def test_sweep_into_an_axis_that_is_there():
     figure, panels = plt.subplots(1, 2)
     assert plots.sweep(swept(), "scale", ax=panels[1]) is figure

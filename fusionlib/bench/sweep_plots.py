@@ -49,20 +49,20 @@ def sweep(
     ax.fill_between(values, low, high, color=hue, alpha=0.18, lw=0)
     centre = [100 * row.average for row in points]
     ax.plot(values, centre, color=hue, marker=marker(first.method), label=title(first.method))
-    for row in rows(references):
-        ax.axhline(100 * row.average, color=GREY, lw=1, ls="--")
-    _name_levels(ax, {title(row.first.method).split(" (")[0]: 100 * row.average for row in rows(references)})
+    _draw_levels(ax, [(title(row.first.method).split(" (")[0], 100 * row.average) for row in rows(references)])
     if mark is not None:
         ax.axvline(mark, color=GREY, lw=1, ls=":")
     ax.set(xlabel=x, ylabel=f"average accuracy, {first.split} (%)")
     return fig
 
 
-def _name_levels(ax: Axes, levels: dict[str, float]) -> None:
+def _draw_levels(ax: Axes, levels: Sequence[tuple[str, float]]) -> None:
+    for _, level in levels:
+        ax.axhline(level, color=GREY, lw=1, ls="--")
     # A name stands on its line, unless another line is too near above it: then it hangs below.
     bottom, top = ax.get_ylim()
-    for name, level in levels.items():
-        hangs = any(0 < other - level < 0.07 * (top - bottom) for key, other in levels.items() if key != name)
+    for name, level in levels:
+        hangs = any(0 < other - level < 0.07 * (top - bottom) for _, other in levels)
         ax.annotate(
             name,
             (1, level),
