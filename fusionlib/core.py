@@ -26,7 +26,11 @@ class KeyMismatch(FusionError, ValueError):
 
 
 class NonFiniteError(FusionError, ValueError):
-    """An input to a fusion holds NaN or Inf."""
+    """An input to a fusion, or its result, holds NaN or Inf."""
+
+
+class NegativeVariance(FusionError, ValueError):
+    """A merge took a BatchNorm's running variance below 0, so that the model would answer NaN."""
 
 
 class ParameterError(FusionError, ValueError):
