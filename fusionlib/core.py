@@ -29,16 +29,16 @@ class NonFiniteError(FusionError, ValueError):
     """An input to a fusion, or its result, holds NaN or Inf."""
 
 
-class NegativeVariance(FusionError, ValueError):
-    """A merge took a BatchNorm's running variance below 0, so that the model would answer NaN."""
-
-
 class ParameterError(FusionError, ValueError):
     """A parameter or hyper-parameter is unknown, mistyped or out of range."""
 
 
 class NotApplicable(ParameterError):
     """A method is not defined for this kind of model, or for what these tasks ask."""
+
+
+class NegativeVariance(NotApplicable):
+    """These hyper-parameters take a BatchNorm's running variance below 0, so that the merged model would answer NaN."""
 
 
 class UnknownName(FusionError, LookupError):

@@ -20,7 +20,6 @@ from torch import Tensor
 from fusionlib.core import KeyMismatch, NotApplicable, StateDict
 from fusionlib.ops import given
 from fusionlib.ops.finite import check_finite, is_constant, probably_finite
-from fusionlib.ops.variances import check_variances
 
 COUNTERS = ("num_batches_tracked", "n_averaged", "num_updates", "position_ids", "token_type_ids")
 COUNTERS += ("relative_position_index",)
@@ -207,8 +206,9 @@ def task_vector(finetuned: StateDict, pretrained: StateDict) -> TaskVector:
 def apply(pretrained: StateDict, vector: TaskVector) -> StateDict:
     """Pretrained plus the task vector: same keys, dtypes and ties as ``pretrained``, in new tensors.
 
-    Raises: KeyMismatch, if the vector was made for another architecture; NonFiniteError, NegativeVariance, from the
-        sum.
+    A point in weight space, which may be one on the way to a merge: variances below 0 are not looked for.
+
+    Raises: KeyMismatch, if the vector was made for another architecture; NonFiniteError, from the sum.
     """
     given.check_state(given.BASE, pretrained)
     if set(fused_names(pretrained)) != vector.delta.keys():
@@ -230,5 +230,4 @@ def apply(pretrained: StateDict, vector: TaskVector) -> StateDict:
                 check_finite("the sum with the task vector", key, moved[key])
         else:
             moved[key] = base.clone()
-    check_variances(moved)
     return moved
