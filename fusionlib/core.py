@@ -26,7 +26,7 @@ class KeyMismatch(FusionError, ValueError):
 
 
 class NonFiniteError(FusionError, ValueError):
-    """An input to a fusion holds NaN or Inf."""
+    """An input to a fusion, or its result, holds NaN or Inf."""
 
 
 class ParameterError(FusionError, ValueError):
@@ -35,6 +35,10 @@ class ParameterError(FusionError, ValueError):
 
 class NotApplicable(ParameterError):
     """A method is not defined for this kind of model, or for what these tasks ask."""
+
+
+class NegativeVariance(NotApplicable):
+    """These hyper-parameters take a BatchNorm's running variance below 0, so that the merged model would answer NaN."""
 
 
 class UnknownName(FusionError, LookupError):

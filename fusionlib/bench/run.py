@@ -20,6 +20,7 @@ from fusionlib.bench.log import logger
 from fusionlib.bench.measure import Measured
 from fusionlib.bench.questions import answer, question
 from fusionlib.core import FusionMethod, ParameterError, Record, StateDict
+from fusionlib.ops.variances import measured_again
 from fusionlib.zoo.suite import Suite
 
 
@@ -30,11 +31,12 @@ def fuse(method: Method, suite: Suite, **hyperparameters: Any) -> nn.Module:
         method: a name in ``fusionlib.methods``, or a module with ``card`` and ``fuse``.
         hyperparameters: keyword arguments of ``fuse``; ``batch_norm="reestimate"`` (``fl.reestimate_batch_norm``).
     Raises: UnknownName for the method; ParameterError for a hyper-parameter that is unknown, missing or out
-        of range, naming the close match; KeyMismatch, NonFiniteError from the weights.
+        of range, naming the close match; KeyMismatch, NonFiniteError from the weights; NegativeVariance, unless
+        BatchNorm's statistics are measured again.
     """
     known = methods.get(method)
     again, given = batch_norm.split_choice(hyperparameters)
-    return _as_model(_fuser(known, suite, complete(method, given))(), suite, again)
+    return _as_model(_fuser(known, suite, complete(method, given), again)(), suite, again)
 
 
 def run(
@@ -79,7 +81,7 @@ def measured(
         same = records.find(twin.key, twin)
         if same is not None:
             return dataclasses.replace(same, key=asked_for.key, selected_on=selected_on)
-        fusion = Measured(_fuser(known, suite, hyperparameters), suite.device)
+        fusion = Measured(_fuser(known, suite, hyperparameters, again), suite.device)
         model = _as_model(fusion.value, suite, again)
         start = time.perf_counter()
         counts, metrics = measure_all(model, suite, split, limit)
@@ -99,7 +101,7 @@ def measured(
 
 
 def _fuser(
-    method: FusionMethod, suite: Suite, hyperparameters: Mapping[str, Any]
+    method: FusionMethod, suite: Suite, hyperparameters: Mapping[str, Any], again: bool
 ) -> Callable[[], StateDict | nn.Module | list[StateDict]]:
     """The call to ``fuse`` alone, to be measured; its inputs are prepared before."""
     alone = method.card.fuses == "pretrained"
@@ -110,7 +112,7 @@ def _fuser(
     given = {**hyperparameters, "data": calibration(suite, needs)} if needs else hyperparameters
 
     def call() -> StateDict | nn.Module | list[StateDict]:
-        with nullcontext() if needs else torch.no_grad():
+        with nullcontext() if needs else torch.no_grad(), measured_again() if again else nullcontext():
             return method.fuse(pretrained, [] if alone else finetuned, **given)
 
     return call

@@ -10,7 +10,7 @@ from fusionlib import methods
 from fusionlib.bench.hyperparameters import Method
 from fusionlib.bench.log import logger
 from fusionlib.bench.run import measured
-from fusionlib.core import ParameterError, Record
+from fusionlib.core import NegativeVariance, ParameterError, Record
 from fusionlib.zoo.suite import Suite
 
 
@@ -35,11 +35,14 @@ def sweep(
 ) -> list[Record]:
     """A record for every combination of the values in ``over``, in their order, the last one fastest.
 
+    Combinations that take a BatchNorm's variance below 0 are left out, and a line on stderr says why.
+
     Args:
         over: hyper-parameter -> values to try.
         split: validation unless said otherwise: what is looked at on test data must not be chosen by it.
         fixed: hyper-parameters that stay.
-    Raises: ParameterError, if ``over`` is empty or names a fixed or unknown hyper-parameter.
+    Raises: ParameterError, if ``over`` is empty or names a fixed or unknown hyper-parameter; NegativeVariance, if
+        all combinations were left out.
     """
     name = methods.get(method).card.name
     if not over or not all(len(values) for values in over.values()):
@@ -47,9 +50,16 @@ def sweep(
     both = sorted(over.keys() & fixed.keys())
     if both:
         raise ParameterError(f"{', '.join(both)} is given both in `over` and as a fixed value; give it once.")
-    tried = []
+    tried, refused = [], None
     for values in itertools.product(*over.values()):
-        tried.append(measured(method, suite, split, limit, None, {**fixed, **dict(zip(over, values, strict=True))}))
+        point = dict(zip(over, values, strict=True))
+        try:
+            tried.append(measured(method, suite, split, limit, None, {**fixed, **point}))
+        except NegativeVariance as error:
+            refused = error
+            logger.info("%s with %s is left out: %s", name, ", ".join(f"{k}={v}" for k, v in point.items()), error)
+    if refused and not tried:
+        raise refused
     hits = sum(hit for _, hit in tried)
     if hits:
         logger.info("%s: %d records read, %d measured", name, hits, len(tried) - hits)

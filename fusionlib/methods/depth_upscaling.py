@@ -9,8 +9,8 @@ from torch import nn
 
 from fusionlib.core import MethodCard, ParameterError
 from fusionlib.ops.blocks import only_block_list
+from fusionlib.ops.guided import check_one
 from fusionlib.ops.restack import restacked
-from fusionlib.ops.streaming import check_finite
 
 card = MethodCard(
     name="depth_upscaling",
@@ -42,8 +42,7 @@ def fuse(
     Deviates: nothing in the stack; the paper goes on to train it, which is left to you. FusionBench takes a bare
         ``ModuleList`` and has no default. mergekit ("passthrough") reads and writes checkpoints.
     """
-    for key, tensor in pretrained.state_dict().items():
-        check_finite("the pretrained model", key, tensor)
+    check_one(pretrained)
     _, blocks = only_block_list(pretrained)
     return restacked(pretrained, _solar(len(blocks)) if layers is None else _listed(layers, len(blocks)))
 

@@ -10,8 +10,9 @@ import torch
 
 from fusionlib.core import MethodCard, ParameterError, StateDict
 from fusionlib.ops.coefficients import one_of
+from fusionlib.ops.finite import check_inputs_finite
 from fusionlib.ops.statedict import check_compatible, fused_names
-from fusionlib.ops.streaming import check_finite, stream
+from fusionlib.ops.streaming import stream
 
 card = MethodCard(
     name="model_recombination",
@@ -55,9 +56,7 @@ def fuse(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ParameterError(f"seed = {seed!r} is not an integer; use one, such as 0.")
     check_compatible(pretrained, finetuned)
-    for index, state in enumerate(finetuned):
-        for name in fused_names(pretrained):
-            check_finite(f"finetuned[{index}]", name, state[name])
+    check_inputs_finite(pretrained, finetuned)
     dealt = {
         name: _permutation(seed, group_of(name) if unit == "block" else name, len(finetuned))
         for name in fused_names(pretrained)

@@ -11,7 +11,7 @@ from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
 from fusionlib.ops.coefficients import one_of
 from fusionlib.ops.experts import with_experts
-from fusionlib.ops.guided import checked_states, with_weights
+from fusionlib.ops.guided import checked_result, checked_states, with_weights
 from fusionlib.ops.streaming import mean, stream
 
 card = MethodCard(
@@ -53,4 +53,4 @@ def fuse(
     base, states = checked_states(pretrained, finetuned)
     shared = with_weights(pretrained, stream(base, states, mean)) if rest == "average" else pretrained
     experts = {name: [model.get_submodule(name) for model in finetuned] for name in mlp_names(pretrained)}
-    return with_experts(shared, experts, top_k=top_k, router_std=router_std, seed=seed)
+    return checked_result(with_experts(shared, experts, top_k=top_k, router_std=router_std, seed=seed))

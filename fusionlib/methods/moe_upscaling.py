@@ -10,7 +10,7 @@ from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
 from fusionlib.ops.coefficients import whole
 from fusionlib.ops.experts import with_experts
-from fusionlib.ops.streaming import check_finite
+from fusionlib.ops.guided import check_one, checked_result
 
 card = MethodCard(
     name="moe_upscaling",
@@ -47,7 +47,6 @@ def fuse(
         tokens in encoders.
     """
     whole("num_experts", num_experts, 1)
-    for key, tensor in pretrained.state_dict().items():
-        check_finite("the pretrained model", key, tensor)
+    check_one(pretrained)
     experts = {name: [pretrained.get_submodule(name)] * num_experts for name in mlp_names(pretrained)}
-    return with_experts(pretrained, experts, top_k=top_k, router_std=router_std, seed=seed)
+    return checked_result(with_experts(pretrained, experts, top_k=top_k, router_std=router_std, seed=seed))

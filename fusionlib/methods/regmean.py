@@ -83,6 +83,11 @@ def fuse(
             left, total = systems.get(key, (0, 0))
             systems[key] = left + gram, total + right
     for key, (left, right) in systems.items():
+        if not bool(left.isfinite().all() and right.isfinite().all()):
+            raise NonFiniteError(
+                f"the system of equations of {key!r} holds NaN or Inf though all inputs are finite; use a smaller "
+                f"ridge than {ridge:g}, or double=True."
+            )
         change, unique = solve_symmetric(left, right)
         if not unique:
             warnings.warn(

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import model_scales
+from fusionlib.ops.given import num_models
 from fusionlib.ops.streaming import moved, stream
 
 card = MethodCard(
@@ -28,10 +29,11 @@ def fuse(pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float 
             model in their order. No unit; 0 gives the pretrained model, negative numbers unlearn.
     Returns: a state dict with the keys, shapes and dtypes of ``pretrained``.
     Raises: ParameterError, if the number of scales is wrong or one is not finite;
-        KeyMismatch, if a fine-tuned state dict has other keys or shapes; NonFiniteError, on NaN or Inf.
+        KeyMismatch, if a fine-tuned state dict has other keys or shapes; NonFiniteError, on NaN or Inf;
+        NegativeVariance, if the scale takes a BatchNorm's running variance below 0.
     Source: Ilharco et al. 2023, "Editing models with task arithmetic", section 4 (learning via addition).
     Deviates: the paper searches the scale; 0.3 is its usual answer for eight tasks. Integer buffers come from
         the pretrained model (the authors skip int64 and uint8 only). mergekit weighs every model by itself.
     """
-    scales = model_scales(scale, len(finetuned))
+    scales = model_scales(scale, num_models(finetuned))
     return stream(pretrained, finetuned, lambda block: moved(block.base, block.models, scales, block.room))

@@ -14,7 +14,7 @@ from fusionlib.ops.blocks import mlp_names
 from fusionlib.ops.calibration import CalibrationData
 from fusionlib.ops.coefficients import finite, in_range, whole
 from fusionlib.ops.entropy import mean_entropy
-from fusionlib.ops.guided import checked_states, with_weights
+from fusionlib.ops.guided import checked_result, checked_states, with_weights
 from fusionlib.ops.streaming import Block, stream
 from fusionlib.ops.substitutes import with_substitutes
 from fusionlib.ops.weight_ensembling import WeightEnsembledMLP
@@ -86,7 +86,7 @@ def fuse(
                 f"the way. Use a smaller lr than {lr:g}."
             )
         mlp.router.to(next(mlp.base.parameters()).dtype)
-    return mixed
+    return checked_result(mixed)
 
 
 def _train(

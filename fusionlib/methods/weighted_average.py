@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import model_weights
+from fusionlib.ops.given import num_models
 from fusionlib.ops.streaming import Block, stream
 
 card = MethodCard(
@@ -37,7 +38,7 @@ def fuse(
     Source: Matena and Raffel 2022, section 2.1 (isotropic merging with model weights).
     Deviates: nothing. (mergekit's ``linear`` is the same, with ``normalize`` on by default too.)
     """
-    shares = model_weights(weights, len(finetuned), normalize=normalize)
+    shares = model_weights(weights, num_models(finetuned), normalize=normalize)
 
     def weighted(block: Block) -> Tensor:
         total = torch.mul(block.models[0], shares[0], out=block.room)

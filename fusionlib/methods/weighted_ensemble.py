@@ -8,6 +8,7 @@ from torch import nn
 
 from fusionlib.core import MethodCard, ParameterError
 from fusionlib.ops.coefficients import model_weights
+from fusionlib.ops.given import num_models
 from fusionlib.ops.modules import Ensemble
 
 card = MethodCard(
@@ -43,7 +44,7 @@ def fuse(
     Deviates: the weights are the caller's; the paper computes them from the members' correlated errors.
         FusionBench takes equal weights where none are given; here that is ``simple_ensemble``.
     """
-    shares = model_weights(weights, len(finetuned), normalize=normalize)
+    shares = model_weights(weights, num_models(finetuned, "modules"), normalize=normalize)
     if average == "probabilities" and (min(shares) < 0 or sum(shares) == 0):
         raise ParameterError(
             f"weights = {shares} make no probability; with average='probabilities' use weights >= 0, not all 0."

@@ -14,6 +14,8 @@ from fusionlib.ops.blending import Blend
 from fusionlib.ops.calibration import CalibrationData
 from fusionlib.ops.coefficients import finite, in_range, whole
 from fusionlib.ops.entropy import mean_entropy
+from fusionlib.ops.given import check_modules
+from fusionlib.ops.guided import check_tasks
 from fusionlib.ops.modules import Batch
 
 
@@ -52,11 +54,8 @@ def minimise_entropy(
     Raises: ParameterError, KeyMismatch, NonFiniteError.
     """
     limits = _check(init, lr, steps, batch_size, clamp)
-    if len(data.tasks) != len(finetuned):
-        raise ParameterError(
-            f"there are {len(finetuned)} fine-tuned models and data of {len(data.tasks)} tasks; "
-            "give one task per model, in the order of the models."
-        )
+    check_modules(pretrained, finetuned)
+    check_tasks(len(finetuned), data)
     blend = Blend(pretrained, finetuned, init, by_layer=by_layer)
     streams = [data.stream(task, split, batch_size) for task in data.tasks]
     table = blend.coefficients

@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fusionlib.core import ParameterError
+from fusionlib.ops.finite import check_finite
 from fusionlib.ops.modules import Batch
+from fusionlib.ops.variances import check_variances
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -34,7 +36,8 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
         model: left as it was. Only its BatchNorm layers run in training mode: dropout stays off.
         batches: keyword arguments of its forward; every batch counts the same.
     Returns: the copy, in evaluation mode; weights and ``num_batches_tracked`` are those of ``model``.
-    Raises: ParameterError, if the model has no BatchNorm layer or there is no batch.
+    Raises: ParameterError, if the model has no BatchNorm layer or there is no batch; NonFiniteError, if what a layer
+        receives holds NaN or Inf; NegativeVariance, if another kind of layer keeps a variance below 0.
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima", section 3.2; of merged models Jordan et al.
         2023, "REPAIR".
     Deviates: nothing of the former's ``update_bn``. A batch's variance leaves out how the means of batches differ, so
@@ -60,4 +63,7 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
         momentum, tracked = kept[name]
         layer.momentum = momentum
         layer.num_batches_tracked = tracked
+        for statistic in (layer.running_mean, layer.running_var):
+            check_finite("the model, on these inputs,", name, statistic)
+    check_variances(copied.state_dict())
     return copied.eval()

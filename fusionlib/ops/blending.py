@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import KeyMismatch
+from fusionlib.ops.finite import check_result
+from fusionlib.ops.given import check_modules
 from fusionlib.ops.statedict import compute_dtype, fused_names
 from fusionlib.ops.streaming import CPU_BLOCK, GPU_BLOCK, moved, stream
 
@@ -51,18 +53,20 @@ class Blend:
 
     Attributes:
         model: the merged model, in evaluation mode; all its parameters ask for gradients.
-        names: of the parameters, in the order of the rows; tied ones once.
+        names: of the parameters, in the order of the rows; tied ones once, infinite constants not at all.
         coefficients: shape (1, T), or (parameters, T) if ``by_layer``, float32 (float64 for float64 models).
     Raises: KeyMismatch, NonFiniteError, ParameterError, from the weights.
     """
 
     def __init__(self, pretrained: nn.Module, finetuned: Sequence[nn.Module], init: float, *, by_layer: bool) -> None:
+        check_modules(pretrained, finetuned)
         base = pretrained.state_dict()
         states = [model.state_dict() for model in finetuned]
         scales = [float(init)] * len(states)
         start = stream(base, states, lambda block: moved(block.base, block.models, scales, block.room))
         self.model = copy.deepcopy(pretrained).eval()
-        once = set(fused_names(base))
+        # What stream lets through though it is not finite is a constant, which does not depend on coefficients.
+        once = {name for name in fused_names(base) if bool(torch.isfinite(start[name]).all())}
         own = dict(self.model.named_parameters())
         self._asked = {name: parameter.requires_grad for name, parameter in own.items()}
         self.names = [name for name in own if name in once]
@@ -122,7 +126,12 @@ class Blend:
         return found
 
     def finish(self) -> nn.Module:
-        """The model, without gradients, its parameters as trainable as the pretrained ones."""
+        """The model, without gradients, its parameters as trainable as the pretrained ones.
+
+        Raises: NonFiniteError, naming the parameter, if one does not fit its dtype.
+        """
+        parameters = dict(self.model.named_parameters())
+        check_result({name: parameters[name].detach() for name in self.names}, {})
         for name, parameter in self.model.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(self._asked[name])

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from fusionlib.core import FusionError, KeyMismatch, ParameterError
 from fusionlib.ops.coefficients import one_of
+from fusionlib.ops.finite import check_module_finite
+from fusionlib.ops.given import check_listed, check_module, name_of
 
 Batch = Mapping[str, Tensor]
 Head = Callable[[Tensor, Batch], Tensor]
@@ -52,6 +55,10 @@ def predict(model: nn.Module, head: Head, batch: Batch) -> Tensor:
 class Ensemble(nn.Module):
     """Several models that answer together: a weighted mean of what its members say.
 
+    Members are copies in evaluation mode, and stay in it whatever mode the ensemble is put into: they share the memory
+    of the models' parameters, so that nothing is stored twice, and have buffers (running statistics) of their own. The
+    models given are never changed.
+
     On a GPU the members run in one batched forward, over copies of their weights stacked into one tensor each
     (no extra memory once the members are let go); on a CPU one after the other, which is faster there except
     for very small batches (benchmarks/ensembles.py).
@@ -62,7 +69,8 @@ class Ensemble(nn.Module):
             head). Where the members end in logits themselves, the head is the identity.
         weights: one per member; equal if absent.
         batched: run the members in one forward; None decides by the device.
-    Raises: ParameterError, for no members or an unknown ``average``; KeyMismatch, if their parameters differ.
+    Raises: ParameterError, for no members, no modules or an unknown ``average``; KeyMismatch, if their parameters
+        differ; NonFiniteError, if they hold NaN or Inf.
     """
 
     weights: Tensor
@@ -76,17 +84,19 @@ class Ensemble(nn.Module):
         batched: bool | None = None,
     ) -> None:
         super().__init__()
+        check_listed(members, "modules")
+        members = list(members)
         if not members:
             raise ParameterError("an ensemble needs at least one member; `finetuned` is empty.")
-        _check_alike(members)
+        _check_members(members)
         self.average = one_of("average", average, AVERAGES)
         self.num_members = len(members)
-        device = next(members[0].parameters()).device
+        device = next(iter(tensors_of(members[0]).values()), torch.empty(0)).device
         share = [1.0 / len(members)] * len(members) if weights is None else [float(w) for w in weights]
         self.register_buffer("weights", torch.tensor(share, dtype=torch.float64, device=device))
         self.batched = device.type == "cuda" if batched is None else batched
         if not self.batched:
-            self.members = nn.ModuleList(members)
+            self.members = nn.ModuleList(in_evaluation(members))
             return
         states = [tensors_of(member) for member in members]
         self._names = {f"stacked/{name.replace('.', '/')}": name for name in states[0]}
@@ -99,6 +109,13 @@ class Ensemble(nn.Module):
                 self.register_buffer(slot, stacked)
         # In a list, so that it is no submodule: it has a structure and no weights.
         self._skeleton = [with_tensors(members[0], lambda _, tensor: tensor.to("meta"))]
+
+    def train(self, mode: bool = True) -> Ensemble:
+        """As every module's, but that the members stay in evaluation mode: an ensemble is not trained."""
+        super().train(mode)
+        if not self.batched:
+            self.members.eval()
+        return self
 
     @property
     def compares_classes(self) -> bool:
@@ -200,13 +217,39 @@ def with_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.M
     return copy.deepcopy(model, memo).eval()
 
 
-def _check_alike(members: Sequence[nn.Module]) -> None:
-    shapes = {name: value.shape for name, value in members[0].state_dict().items()}
+def in_evaluation(models: Sequence[nn.Module]) -> list[nn.Module]:
+    """Copies in evaluation mode that share the memory of the models' parameters, which ask for no gradients there.
+
+    Everything else is a copy, so that nothing that the copies do changes the models. Where models share parameters, or
+    are one and the same, so do the copies.
+    """
+    memo: dict[int, Any] = {}
+    for model in models:
+        for parameter in model.parameters():
+            # a quantised parameter's own class knows how to read it
+            plain = type(parameter) is nn.Parameter
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
+        for module in model.modules():  # tensors that are plain attributes may hang on a graph, which has no copy
+            held = (value for value in vars(module).values() if isinstance(value, Tensor))
+            memo.update({id(value): value.detach().clone() for value in held})
+    return [model.eval() for model in copy.deepcopy(list(models), memo)]
+
+
+def _check_members(members: Sequence[nn.Module]) -> None:
+    for index, member in enumerate(members):
+        check_module(name_of(index), member)
+        for name, tensor in tensors_of(member).items():
+            if is_lazy(tensor) or tensor.is_meta:
+                raise ParameterError(
+                    f"{name_of(index)} has a tensor without numbers under {name!r}; load its weights first."
+                )
+        check_module_finite(name_of(index), member)
+    shapes = {name: (value.shape, value.device) for name, value in tensors_of(members[0]).items()}
     for index, member in enumerate(members[1:], start=1):
-        other = {name: value.shape for name, value in member.state_dict().items()}
+        other = {name: (value.shape, value.device) for name, value in tensors_of(member).items()}
         odd = sorted(name for name in shapes.keys() | other.keys() if shapes.get(name) != other.get(name))
         if odd:
             raise KeyMismatch(
                 f"finetuned[{index}] differs from finetuned[0] in {len(odd)} entries ({', '.join(odd[:5])}); "
-                "the members of an ensemble must have one architecture."
+                "the members of an ensemble must have one architecture, and be on one device."
             )

@@ -1,10 +1,12 @@
 """State dicts as vectors: the checks every fusion makes first, and task vectors with their arithmetic.
 
-Conventions, stated once. Only floating-point entries are fused; an integer or boolean buffer (such as
-BatchNorm's ``num_batches_tracked``) is taken from the pretrained model. BatchNorm's running statistics are
-floating point, hence fused like weights. Arithmetic is done in float32 (float64 inputs stay float64) and cast
-back to the pretrained dtype. Names of the pretrained state dict that share storage (tied weights) are fused
-once and stay tied. Inputs are never modified.
+Conventions, stated once. Only floating-point entries are fused. Integer, boolean and complex ones are taken from the
+pretrained model, and must be the same in all models, or they would be lost: all but counters (one number, such as
+BatchNorm's ``num_batches_tracked``) and indices (``COUNTERS``). So may infinite numbers, such as a mask's: an entry
+that holds some and is the same in all models is a constant, and taken as it is. BatchNorm's running statistics are
+floating point, hence fused like weights; no variance may come out below 0 (see ``ops.variances``). Arithmetic is done
+in float32 (float64 inputs stay float64) and cast back to the pretrained dtype. Names of the pretrained state dict that
+share storage (tied weights) are fused once and stay tied. Inputs are never modified.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusionlib.core import KeyMismatch, ParameterError, StateDict
+from fusionlib.core import KeyMismatch, NotApplicable, StateDict
+from fusionlib.ops import given
+from fusionlib.ops.finite import check_finite, is_constant, probably_finite
+
+COUNTERS = ("num_batches_tracked", "n_averaged", "num_updates", "position_ids", "token_type_ids")
+COUNTERS += ("relative_position_index",)
 
 
 def check_compatible(pretrained: StateDict, finetuned: Sequence[StateDict], names: Sequence[str] | None = None) -> None:
@@ -24,17 +31,22 @@ def check_compatible(pretrained: StateDict, finetuned: Sequence[StateDict], name
     Args:
         names: what to call the fine-tuned models in an error; "finetuned[0]" and so on if absent.
     Raises: KeyMismatch, naming the model, the keys and the shapes, if keys, shapes, kinds of dtype or devices
-        differ from the pretrained ones, or if weights tied in the pretrained model differ in a fine-tuned one.
-        ParameterError, if there is no fine-tuned model.
+        differ from the pretrained ones, if weights tied in the pretrained model differ in a fine-tuned one, or if an
+        entry that is not fused does. ParameterError, if these are no state dicts, or there is no fine-tuned model.
+        NotApplicable, for numbers that can't be averaged: quantised, complex.
     """
-    if len(finetuned) == 0:
-        raise ParameterError("there is nothing to fuse: `finetuned` is empty; pass at least one state dict.")
+    given.num_models(finetuned)
+    given.check_state(given.BASE, pretrained)
+    given.check_something(pretrained)
     ties = tied_names(pretrained)
     for index, state in enumerate(finetuned):
-        name = repr(names[index]) if names is not None else f"finetuned[{index}]"
+        name = repr(names[index]) if names is not None else given.name_of(index)
+        given.check_state(name, state)
         _check_keys(name, pretrained, state)
         for key, tensor in state.items():
             _check_tensor(name, key, pretrained[key], tensor)
+            if not tensor.is_floating_point():
+                _check_constant(name, key, pretrained[key], tensor)
         for key, first in ties.items():
             if state[key].data_ptr() != state[first].data_ptr() and not torch.equal(state[key], state[first]):
                 raise KeyMismatch(
@@ -72,6 +84,25 @@ def _check_tensor(name: str, key: str, base: Tensor, tensor: Tensor) -> None:
             f"{name} has {key!r} on {tensor.device}, the pretrained model on {base.device}; "
             "move all models to one device first."
         )
+
+
+def _check_constant(name: str, key: str, base: Tensor, tensor: Tensor) -> None:
+    if base.is_complex() or tensor.is_complex():
+        if not torch.equal(_real(base), _real(tensor)):
+            raise NotApplicable(
+                f"{name} has other complex numbers under {key!r} than {given.BASE}; {given.REAL_FIRST}. Each part is "
+                "fused by itself then."
+            )
+    elif tensor.numel() > 1 and key.rpartition(".")[2] not in COUNTERS and not torch.equal(base, tensor):
+        raise KeyMismatch(
+            f"{name} has other numbers of {tensor.dtype} under {key!r} than {given.BASE}, and only floating-point ones "
+            f"are fused. If the weights are quantised, {given.MERGE_FIRST}. If this is a buffer, give all models the "
+            f"pretrained one's (fl.merge does, with keep=[{key!r}])."
+        )
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
 
 
 def tied_names(state: StateDict) -> dict[str, str]:
@@ -150,24 +181,36 @@ class TaskVector:
         return self.dot(other) / length if length else 0.0
 
 
+@torch.no_grad()
 def task_vector(finetuned: StateDict, pretrained: StateDict) -> TaskVector:
-    """Fine-tuned minus pretrained.
+    """Fine-tuned minus pretrained; 0 for a constant, infinite ones included.
 
-    Raises: KeyMismatch, if the two differ in keys or shapes.
+    Raises: KeyMismatch, if the two differ in keys or shapes, and whatever else ``check_compatible`` raises;
+        NonFiniteError, if one of them holds NaN or Inf.
     """
     check_compatible(pretrained, [finetuned])
     delta = {}
     for key in fused_names(pretrained):
         dtype = compute_dtype(pretrained[key], finetuned[key])
         delta[key] = finetuned[key].to(dtype) - pretrained[key].to(dtype)
+        if not probably_finite(delta[key]):
+            if is_constant(key, pretrained, [finetuned]):
+                delta[key].zero_()
+                continue
+            for name, state in ((given.BASE, pretrained), ("the fine-tuned model", finetuned)):
+                check_finite(name, key, state[key])
     return TaskVector(delta)
 
 
+@torch.no_grad()
 def apply(pretrained: StateDict, vector: TaskVector) -> StateDict:
     """Pretrained plus the task vector: same keys, dtypes and ties as ``pretrained``, in new tensors.
 
-    Raises: KeyMismatch, if the vector was made for another architecture.
+    A point in weight space, which may be one on the way to a merge: variances below 0 are not looked for.
+
+    Raises: KeyMismatch, if the vector was made for another architecture; NonFiniteError, from the sum.
     """
+    given.check_state(given.BASE, pretrained)
     if set(fused_names(pretrained)) != vector.delta.keys():
         odd = sorted(set(fused_names(pretrained)) ^ vector.delta.keys())
         raise KeyMismatch(f"the task vector does not fit the pretrained model; the keys differ in {odd[:5]}.")
@@ -178,7 +221,13 @@ def apply(pretrained: StateDict, vector: TaskVector) -> StateDict:
             moved[key] = moved[ties[key]]
         elif key in vector.delta:
             delta = vector.delta[key]
+            if delta.shape != base.shape:
+                raise KeyMismatch(
+                    f"the task vector has shape {tuple(delta.shape)} under {key!r}, {given.BASE} {tuple(base.shape)}."
+                )
             moved[key] = (base.to(delta.dtype) + delta).to(base.dtype)
+            if not probably_finite(moved[key]) and not torch.equal(moved[key], base):
+                check_finite("the sum with the task vector", key, moved[key])
         else:
             moved[key] = base.clone()
     return moved

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fusionlib.core import NonFiniteError, StateDict
+from fusionlib.core import StateDict
+from fusionlib.ops.finite import check_finite, is_constant, named, overflow, probably_finite
 from fusionlib.ops.memory import fresh_like
 from fusionlib.ops.statedict import check_compatible, compute_dtype, fused_names, tied_names
+from fusionlib.ops.variances import check_variances
 
 CPU_BLOCK = 1 << 20
 GPU_BLOCK = 1 << 24
@@ -68,24 +70,32 @@ def stream(
         width: how many numbers the kernel holds per number of the block (T if it stacks the models).
         reads_base: False if the result does not depend on ``block.base``, which is then checked apart.
     Raises:
-        KeyMismatch: if the models do not fit together.
+        KeyMismatch: if the models do not fit together; ParameterError, NotApplicable: if they are no state dicts, or
+            none of real numbers.
         NonFiniteError: if the kernel's result, or the pretrained model, holds NaN or Inf; it names the input
-            that brought it in. (A kernel must let non-finite values of its inputs through.)
+            that brought it in. (A kernel must let non-finite values of its inputs through.) An entry that is the same
+            in all models is no error, and comes back as it is.
+        NegativeVariance: if a running variance comes out below 0.
     """
     check_compatible(pretrained, finetuned)
     names = fused_names(pretrained)
     fused = fresh_like({key: pretrained[key] for key in names})
     with torch.no_grad():
-        for block in blocks(pretrained, finetuned, names, width=width):
-            target = block.of(fused)
-            result = kernel(replace(block, target=target) if target.dtype == block.base.dtype else block)
-            if result is not target:
-                target.copy_(result)
-            if not _probably_finite(target) or not (reads_base or _probably_finite(block.base)):
-                _explain(block, pretrained, finetuned, target)
+        for name in names:
+            for block in blocks(pretrained, finetuned, [name], width=width):
+                target = block.of(fused)
+                result = kernel(replace(block, target=target) if target.dtype == block.base.dtype else block)
+                if result is not target:
+                    target.copy_(result)
+                if not probably_finite(target) or not (reads_base or probably_finite(block.base)):
+                    if is_constant(name, pretrained, finetuned):
+                        fused[name].copy_(pretrained[name])
+                        break
+                    _explain(block, pretrained, finetuned, target)
     ties = tied_names(pretrained)
+    check_variances(fused)
     return {
-        key: fused[ties.get(key, key)] if tensor.is_floating_point() else tensor.clone()
+        key: fused[ties.get(key, key)] if tensor.is_floating_point() else tensor.detach().clone()
         for key, tensor in pretrained.items()
     }
 
@@ -126,46 +136,30 @@ def blocks(
     With ``step`` > 1 a block holds every ``step``-th number of its stretch only: a cheap sample.
     """
     for name in names:
-        base = pretrained[name]
-        size = max(1, (CPU_BLOCK if base.device.type == "cpu" else GPU_BLOCK) // width)
-        for start in range(0, base.numel(), size):
-            yield block_at(pretrained, finetuned, name, start, min(start + size, base.numel()), step=step)
+        flat = _flat(pretrained, finetuned, name)
+        size = max(1, (CPU_BLOCK if flat[0].device.type == "cpu" else GPU_BLOCK) // width)
+        for start in range(0, flat[0].numel(), size):
+            yield _stretch(flat, name, start, min(start + size, flat[0].numel()), step)
 
 
-def block_at(
-    pretrained: StateDict, finetuned: Sequence[StateDict], name: str, start: int, stop: int, *, step: int = 1
-) -> Block:
+def block_at(pretrained: StateDict, finetuned: Sequence[StateDict], name: str, start: int, stop: int) -> Block:
     """The block ``start:stop`` of one tensor, in the dtype to calculate in."""
-    tensors = [state[name].detach().reshape(-1)[start:stop:step] for state in (pretrained, *finetuned)]
-    dtype = compute_dtype(*tensors)
-    base, *models = (tensor.to(dtype) for tensor in tensors)
+    return _stretch(_flat(pretrained, finetuned, name), name, start, stop)
+
+
+def _flat(pretrained: StateDict, finetuned: Sequence[StateDict], name: str) -> list[Tensor]:
+    # once for all blocks: what is not contiguous is copied here
+    return [state[name].detach().reshape(-1) for state in (pretrained, *finetuned)]
+
+
+def _stretch(flat: Sequence[Tensor], name: str, start: int, stop: int, step: int = 1) -> Block:
+    dtype = compute_dtype(*flat)
+    base, *models = (tensor[start:stop:step].to(dtype) for tensor in flat)
     return Block(name, start, stop, base, tuple(models))
 
 
-def _probably_finite(values: Tensor) -> bool:
-    # One pass that hits the cache. NaN and Inf survive a sum; a sum that overflows is looked at closely later.
-    half = values.dtype in (torch.float16, torch.bfloat16)
-    return math.isfinite(values.sum(dtype=torch.float32 if half else None).item())
-
-
 def _explain(block: Block, pretrained: StateDict, finetuned: Sequence[StateDict], target: Tensor) -> None:
-    inputs = [("the pretrained model", pretrained)]
-    inputs += [(f"finetuned[{index}]", state) for index, state in enumerate(finetuned)]
-    for model, state in inputs:
+    for model, state in named(pretrained, finetuned):
         check_finite(model, block.name, state[block.name])
     if not bool(torch.isfinite(target).all()):
-        raise NonFiniteError(
-            f"the fused values of {block.name!r} overflow {target.dtype} though all inputs are finite; "
-            "use a smaller scale, or convert the models to float32 or bfloat16 first."
-        )
-
-
-def check_finite(model: str, name: str, tensor: Tensor) -> None:
-    """Raises NonFiniteError with the model, the key and the count, if the tensor holds NaN or Inf."""
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        bad = tensor.numel() - int(finite.sum())
-        raise NonFiniteError(
-            f"{model} has {bad} of {tensor.numel()} values that are NaN or Inf under {name!r}; "
-            "no fusion of it can be right. Check the checkpoint, or fine-tune it again."
-        )
+        raise overflow(block.name, target.dtype)

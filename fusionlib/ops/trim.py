@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fusionlib.core import StateDict
+from fusionlib.ops.finite import is_constant, probably_finite
 from fusionlib.ops.memory import grown
 from fusionlib.ops.statedict import compute_dtype, fused_names
 from fusionlib.ops.streaming import Block, blocks
@@ -26,17 +27,33 @@ def global_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: 
     """Ranks each task vector as a whole: keeps floor(d * density) + 1 of its d entries, and all ties.
 
     This is the rule of the TIES authors: the threshold is the (d - floor(d * density))-th smallest magnitude
-    and what reaches it stays. With density 1 everything stays.
+    and what reaches it stays. With density 1 everything stays. Infinite constants have no rank and do not count.
     """
     names = fused_names(pretrained)
+    found, odd = _global_limits(pretrained, finetuned, names, density)
+    constants = {name for name in odd if is_constant(name, pretrained, finetuned)}
+    if constants:
+        names = [name for name in names if name not in constants]
+        found, _ = _global_limits(pretrained, finetuned, names, density)
+    if not found:
+        return task_vectors
+    limits = {dtype: [_just_below(limit, dtype) for limit in found] for dtype in (torch.float32, torch.float64)}
+    shrink = _Shrink()
+    return lambda block: shrink(block, limits[block.base.dtype])
+
+
+def _global_limits(
+    pretrained: StateDict, finetuned: Sequence[StateDict], names: Sequence[str], density: float
+) -> tuple[list[Tensor], set[str]]:
+    """Every model's threshold, none where all stays; and the entries that are not finite in the first model."""
     total = sum(pretrained[name].numel() for name in names)
     rank = total - int(total * density)
     if rank == 0:
-        return task_vectors
+        return [], set()
     dtype = compute_dtype(*(state[name] for state in (pretrained, *finetuned) for name in names))
-    limits = [_just_below(_kth(pretrained, state, names, total, rank, dtype)) for state in finetuned]
-    shrink = _Shrink()
-    return lambda block: shrink(block, limits)
+    odd: set[str] = set()
+    limits = [_kth(pretrained, finetuned[0], names, total, rank, dtype, odd)]
+    return limits + [_kth(pretrained, state, names, total, rank, dtype) for state in finetuned[1:]], odd
 
 
 def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: float) -> Trim:
@@ -47,6 +64,8 @@ def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: 
     limits: dict[str, list[float]] = {}
     surplus: dict[str, list[Tensor]] = {}
     for name in fused_names(pretrained):
+        if pretrained[name].numel() == 0:
+            continue  # there is no block of it either
         found = [_exact_limit(pretrained, state, name, density) for state in finetuned]
         limits[name] = [limit for limit, _ in found]
         surplus[name] = [ties for _, ties in found]
@@ -79,14 +98,24 @@ class _Shrink:
         return tau
 
 
-def _just_below(threshold: Tensor) -> float:
-    """The largest number below, so that "greater than it" means "at least the threshold"."""
-    return float(torch.nextafter(threshold, torch.full_like(threshold, -1.0)))
+def _just_below(threshold: Tensor, dtype: torch.dtype) -> float:
+    """The largest number of the dtype below, so that "greater than it" means "at least the threshold"."""
+    nearest = threshold.to(dtype)
+    if float(nearest) < float(threshold):
+        return float(nearest)
+    return float(torch.nextafter(nearest, torch.full_like(nearest, -1.0)))
 
 
 def _kth(
-    pretrained: StateDict, state: StateDict, names: Sequence[str], total: int, rank: int, dtype: torch.dtype
+    pretrained: StateDict,
+    state: StateDict,
+    names: Sequence[str],
+    total: int,
+    rank: int,
+    dtype: torch.dtype,
+    odd: set[str] | None = None,
 ) -> Tensor:
+    """The threshold; entries of which some magnitude is not finite are put into ``odd``."""
     scratch = torch.empty(0)
 
     def magnitudes(step: int) -> Iterator[Tensor]:
@@ -94,6 +123,8 @@ def _kth(
         for block in blocks(pretrained, [state], names, step=step):
             scratch = grown(scratch, block.base, block.base.numel())
             size = torch.sub(block.models[0], block.base, out=scratch[: block.base.numel()]).abs_()
+            if odd is not None and step == 1 and not probably_finite(size):
+                odd.add(block.name)
             yield size.to(dtype)
 
     return kth_magnitude(magnitudes, total, rank)
@@ -111,4 +142,4 @@ def _exact_limit(pretrained: StateDict, state: StateDict, name: str, density: fl
         size = (block.models[0] - block.base).abs_()
         above += int((size > threshold).sum())
         ties.append((size == threshold).nonzero().flatten() + block.start)
-    return _just_below(threshold), torch.cat(ties)[kept - above :]
+    return _just_below(threshold, dtype), torch.cat(ties)[kept - above :]

@@ -65,7 +65,8 @@ class WeightEnsembledMLP(Substitute):
         for name, start in self.base.named_parameters():
             dtype = compute_dtype(start)
             for index, model in enumerate(theirs):
-                own[name][index].copy_(model[name].to(dtype) - start.to(dtype))
+                if not torch.equal(model[name], start):  # so that an infinite constant leaves 0, not NaN
+                    own[name][index].copy_(model[name].to(dtype) - start.to(dtype))
 
     @torch.no_grad()
     def draw_router(self, init: float, shared: torch.Generator, by_task: Sequence[torch.Generator]) -> None:

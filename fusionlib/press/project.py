@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionlib.core import FusionError, NotApplicable
+from fusionlib.core import FusionError, NegativeVariance, NotApplicable
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,4 @@ def outcome_of(failure: Mapping[str, Any] | None) -> str:
     """The status that a run ends with: a chapter about a method that the suite can't have is skipped, not failed."""
     if failure is None:
         return "done"
-    return "skipped" if failure.get("error") == NotApplicable.__name__ else "failed"
+    return "skipped" if failure.get("error") in (NotApplicable.__name__, NegativeVariance.__name__) else "failed"

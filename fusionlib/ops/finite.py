@@ -1,0 +1,83 @@
+"""NaN and Inf: which inputs may hold them, and that no result does.
+
+What is infinite and the same in all models is a constant, such as a causal mask, and is taken as it is. Everything
+else that is not finite is an error that names the model and the key. Healthy models are only summed, a stretch at a
+time and just after it was written, so that no pass over memory is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusionlib.core import NonFiniteError, StateDict
+from fusionlib.ops.given import BASE, name_of
+
+
+def probably_finite(values: Tensor) -> bool:
+    """Whether a sum is finite, which is cheap for numbers that were just written. Where not, look closely."""
+    # NaN and Inf survive a sum; so may large numbers.
+    half = values.dtype in (torch.float16, torch.bfloat16)
+    return math.isfinite(values.sum(dtype=torch.float32 if half else None).item())
+
+
+def check_finite(model: str, name: str, tensor: Tensor) -> None:
+    """Raises NonFiniteError with the model, the key and the count, if the tensor holds NaN or Inf."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        bad = tensor.numel() - int(finite.sum())
+        raise NonFiniteError(
+            f"{model} has {bad} of {tensor.numel()} values that are NaN or Inf under {name!r}; "
+            "no fusion of it can be right. Check the checkpoint, or fine-tune it again."
+        )
+
+
+def is_constant(key: str, pretrained: StateDict, finetuned: Sequence[StateDict]) -> bool:
+    """Whether an entry holds the same numbers in all models, infinite ones maybe, and no NaN."""
+    base = pretrained[key].detach()
+    return torch.equal(base, base) and all(torch.equal(base, state[key].detach()) for state in finetuned)
+
+
+def check_inputs_finite(pretrained: StateDict, finetuned: Sequence[StateDict]) -> None:
+    """Raises NonFiniteError, naming model and key, if an input holds NaN or Inf and is no constant."""
+    for model, state in named(pretrained, finetuned):
+        for key, tensor in state.items():
+            if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+                continue
+            if not is_constant(key, pretrained, finetuned):
+                check_finite(model, key, tensor)
+
+
+def named(pretrained: StateDict, finetuned: Sequence[StateDict]) -> list[tuple[str, StateDict]]:
+    """All models with the names that errors call them."""
+    return [(BASE, pretrained), *((name_of(index), state) for index, state in enumerate(finetuned))]
+
+
+def check_module_finite(model: str, module: nn.Module) -> None:
+    """The same of a model alone, whose buffers may hold infinite constants."""
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not tensor.is_floating_point() or probably_finite(tensor.detach()):
+            continue
+        if isinstance(tensor, nn.Parameter) or bool(tensor.isnan().any()):
+            check_finite(model, key, tensor)
+
+
+def check_result(fused: StateDict, pretrained: StateDict) -> None:
+    """Raises NonFiniteError, naming the key, if a fused entry holds NaN or Inf and is not a constant."""
+    for key, tensor in fused.items():
+        if not tensor.is_floating_point() or probably_finite(tensor) or bool(torch.isfinite(tensor).all()):
+            continue
+        base = pretrained.get(key)
+        if base is None or not torch.equal(tensor, base):
+            raise overflow(key, tensor.dtype)
+
+
+def overflow(name: str, dtype: torch.dtype) -> NonFiniteError:
+    """What to say of a result that is not finite though its inputs are."""
+    return NonFiniteError(
+        f"the fused values of {name!r} overflow {dtype} though all inputs are finite; use smaller hyper-parameters, "
+        "such as the scale, or convert the models to float32 or bfloat16 first."
+    )
