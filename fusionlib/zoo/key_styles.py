@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionlib.core import CheckpointError, KeyMismatch, StateDict
+from fusionlib.core import KeyMismatch, StateDict
 from fusionlib.zoo.quiet import silent_transformers
 from fusionlib.zoo.weights import read_config
 

@@ -67,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a checkpoint folder; CheckpointError if it is missing or no JSON object."""
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read ({error}). Save the model with save_pretrained.") from error
     if not isinstance(facts, dict):
@@ -116,7 +116,7 @@ def _some(names: list[str], most: int = 8) -> str:
 
 def _read_shards(index: Path) -> StateDict:
     try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{index} is not an index of shards ({error!r}). Copy or make it again.") from error
     state: StateDict = {}
