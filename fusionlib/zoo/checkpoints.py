@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fusionlib.core import CheckpointError, StateDict
-from fusionlib.zoo.adapters import merge_adapter
+from fusionlib.zoo.adapter_merging import merge_adapter
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.files import hash_file, hash_tensors
 from fusionlib.zoo.heads import HEADS, head_tensors, read_head_state
