@@ -156,7 +156,8 @@ def test_adapter_for_other_modules(base, tmp_path):
     from peft import LoraConfig
 
     LoraConfig(r=2, target_modules=["c_attn"]).save_pretrained(tmp_path / "adapter")
-    save_file({"x": torch.ones(1)}, tmp_path / "adapter" / "adapter_model.safetensors")
+    key = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file({key: torch.ones(1)}, tmp_path / "adapter" / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=r"does not fit .*c_attn"):
         load(base, tmp_path / "adapter")
 

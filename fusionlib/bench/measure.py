@@ -46,7 +46,7 @@ def _reset(device: torch.device) -> int | None:
         return torch.cuda.memory_allocated(device)
     _give_back()
     try:
-        _CLEAR.write_text("5")  # sets the high-water mark to what is resident now
+        _CLEAR.write_text("5", encoding="utf-8")  # sets the high-water mark to what is resident now
     except OSError:
         return None
     return _resident("VmHWM")
@@ -66,7 +66,7 @@ def _peak(device: torch.device) -> int | None:
 
 def _resident(field: str) -> int | None:
     try:
-        lines = _STATUS.read_text().splitlines()
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     (line,) = [line for line in lines if line.startswith(f"{field}:")] or [None]

@@ -32,7 +32,7 @@ def fork_refusal_here() -> str | None:
         return "CUDA is initialised in the process that would be forked"
     count = len(os.listdir("/proc/self/task"))
     if count > 1:
-        names = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+        names = sorted(path.read_text(encoding="utf-8").strip() for path in Path("/proc/self/task").glob("*/comm"))
         return f"{count} threads are alive in the process that would be forked ({', '.join(names)})"
     return None
 

@@ -1,25 +1,61 @@
-"""PEFT adapters, merged into the weights they were trained on."""
+"""PEFT adapters in folders: which folders hold one, its tensors, and PEFT's wrapper for training one."""
 
 from __future__ import annotations
 
+import re
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fusionlib.core import CheckpointError, StateDict
-from fusionlib.zoo.backbone import Backbone
-from fusionlib.zoo.weights import check_keys, read_tensors
+from fusionlib.core import CheckpointError, NonFiniteError, StateDict
+from fusionlib.zoo.adapter_config import ADAPTER_CONFIG
+from fusionlib.zoo.weights import read_tensors
 
-ADAPTER_CONFIG = "adapter_config.json"
-_TOWER = "base_model.model.vision_model."
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+_WHOLE = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+# torch.compile and checkpointed activations put these between names, DistributedDataParallel before them
+_INNER = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than whole weights."""
-    return (folder / ADAPTER_CONFIG).is_file()
+    """Whether a folder holds a PEFT adapter rather than whole weights, beside which its configuration may be left.
+
+    Raises: CheckpointError, if it holds both.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return False
+    if not any(next(folder.glob(pattern), None) for pattern in _WHOLE):
+        return True
+    beside = [name for name in _ADAPTER if (folder / name).is_file()]
+    if beside:
+        raise CheckpointError(
+            f"{folder} holds a whole model and an adapter, {beside[0]}; which of the two is meant is not known. If the "
+            f"adapter was merged into the model, remove {beside[0]} and {ADAPTER_CONFIG}; if not, give the adapter a "
+            "folder of its own."
+        )
+    return False
+
+
+@contextmanager
+def complete_alone(folder: Path) -> Iterator[Path]:
+    """A folder with the same files but without those of an adapter, which ``from_pretrained`` would add to the model.
+
+    It would follow a configuration that was left there to the model the adapter had been trained on.
+    """
+    if not (folder / ADAPTER_CONFIG).exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fusionlib-") as place:
+        for path in folder.iterdir():
+            if path.name not in (ADAPTER_CONFIG, *_ADAPTER):
+                (Path(place) / path.name).symlink_to(path.absolute())
+        yield Path(place)
 
 
 def wrap(model: nn.Module, config: Any) -> Any:
@@ -33,35 +69,31 @@ def wrap(model: nn.Module, config: Any) -> Any:
 
 
 def read_adapter(folder: Path) -> StateDict:
-    """The tensors of a PEFT adapter under the names in its file; CheckpointError if there is none."""
-    files = [folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
-    weights = next((path for path in files if path.is_file()), None)
-    if weights is None:
-        raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no {files[0].name}. Copy it there.")
-    return read_tensors(weights)
+    """The tensors of a PEFT adapter under the names in its file, without the prefixes of wrappers.
 
-
-def merge_adapter(backbone: Backbone, folder: Path) -> StateDict:
-    """The backbone's weights with the adapter in ``folder`` added, float32, under the backbone's own keys.
-
-    Raises:
-        CheckpointError: the adapter's files are missing, unreadable, or for modules the backbone has not.
-        KeyMismatch: its tensors are not exactly those that its configuration asks for.
+    Raises: CheckpointError, if there is none, or it can't be read; NonFiniteError.
     """
-    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    path = next((folder / name for name in _ADAPTER if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no {_ADAPTER[0]}. Copy it there.")
+    found = read_tensors(path)
+    if not found:
+        raise CheckpointError(f"{path} holds no tensors at all. Copy it again, or save the adapter again.")
+    odd = [
+        name for name, tensor in found.items() if tensor.is_complex() or (tensor.is_floating_point() and _tiny(tensor))
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path} holds {odd[0]} in {found[odd[0]].dtype}: adapters are merged from float32, float16 or bfloat16. "
+            "Save it in one of these."
+        )
+    bad = [name for name, tensor in found.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise NonFiniteError(f"{path} holds NaN or Inf in {', '.join(bad[:5])}. Its training diverged: train it again.")
+    if all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return {_INNER.sub("", name): tensor for name, tensor in found.items()}
 
-    found = read_adapter(folder)
-    if any(name.startswith("vision_model.") for name in backbone.state):
-        # trained on a bare CLIPVisionModel, whose modules have no "vision_model." before them
-        found = {name.replace("base_model.model.encoder.", f"{_TOWER}encoder."): value for name, value in found.items()}
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = True
-        with torch.random.fork_rng(devices=[]):
-            model = wrap(backbone.build(), config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the adapter in {folder} does not fit {backbone.name!r}: {error}") from error
-    check_keys(found, get_peft_model_state_dict(model, save_embedding_layers=False), str(folder))
-    set_peft_model_state_dict(model, found)
-    merged = model.merge_and_unload().state_dict()
-    return {name: merged[name].detach().float() for name in backbone.state}
+
+def _tiny(tensor: torch.Tensor) -> bool:
+    return tensor.element_size() == 1  # the kinds of float8

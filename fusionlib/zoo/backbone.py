@@ -129,7 +129,7 @@ def tiny_clip() -> ClipBackbone:
     from safetensors.torch import load_file
     from transformers import CLIPVisionConfig
 
-    facts = json.loads((DATA / "config.json").read_text())
+    facts = json.loads((DATA / "config.json").read_text(encoding="utf-8"))
     config: CLIPVisionConfig = CLIPVisionConfig.from_dict({**facts, "dtype": "float32"})
     size = facts["image_size"]
     mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, KeyMismatch, ParameterError, StateDict
-from fusionlib.zoo.adapters import is_adapter
+from fusionlib.zoo.adapter_merging import merge_into, say_about
+from fusionlib.zoo.adapters import is_adapter, read_adapter
 from fusionlib.zoo.backbone import Backbone
-from fusionlib.zoo.folders import adapt, load_complete
+from fusionlib.zoo.folders import load_complete
 from fusionlib.zoo.task import Task
-from fusionlib.zoo.weights import check_keys, read_tensors
+from fusionlib.zoo.weights import check_keys
 
 _TOLERANCE = 1e-4
 
@@ -116,8 +117,8 @@ class ClassifierBackbone(Backbone):
         if is_adapter(folder):
             labels = len(task.classes)
             model: Any = load_complete(self.auto, self.folder, self.prefix, num_labels=labels, **self._padding())
-            _check_head(model, folder)
-            model = adapt(model, folder)
+            _check_head(model, folder, task)
+            say_about(folder, self.name, merge_into(model, folder, repr(self.name)))
         else:
             model = load_complete(self.auto, folder, **self._padding())
         state = {key: value.detach() for key, value in model.base_model.state_dict().items()}
@@ -173,17 +174,31 @@ def _features(base: nn.Module, batch: Any) -> Tensor:
     return output_tensor(base(**batch))
 
 
-def _check_head(model: Any, folder: Path) -> None:
-    """An adapter without a head would leave a random one."""
-    weights = next(folder.glob("adapter_model.*"))
-    beside = [name for name, _ in model.named_parameters() if not name.startswith(model.base_model_prefix + ".")]
-    held = list(read_tensors(weights))
-    lacking = [name for name in beside if not any(key.endswith(name) for key in held)]
+def _check_head(model: Any, folder: Path, task: Task) -> None:
+    """An adapter without a head would leave a random one, and one of another task another number of classes."""
+    beside = [(name, value) for name, value in model.named_parameters() if not name.startswith(_inner(model))]
+    held = read_adapter(folder)
+    found = {name: next((held[key] for key in held if key.endswith(f".{name}")), None) for name, _ in beside}
+    lacking = [name for name, tensor in found.items() if tensor is None]
     if lacking:
         raise KeyMismatch(
             f"the adapter in {folder} holds no head: {', '.join(lacking)} is missing. Train it with "
             'task_type="SEQ_CLS" or modules_to_save=["classifier"], so that the head is saved with it.'
         )
+    shapes = [
+        f"{name} is {tuple(tensor.shape)}, needed {tuple(value.shape)}"
+        for name, value in beside
+        if (tensor := found[name]) is not None and tensor.shape != value.shape
+    ]
+    if shapes:
+        raise CheckpointError(
+            f"the head of the adapter in {folder} is not one of task {task.name!r}, which has {len(task.classes)} "
+            f"classes ({', '.join(task.classes[:10])}): {', '.join(shapes)}."
+        )
+
+
+def _inner(model: Any) -> str:
+    return f"{model.base_model_prefix}."
 
 
 def _order(config: Any, task: Task, folder: Path) -> list[int] | None:

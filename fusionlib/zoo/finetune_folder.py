@@ -121,7 +121,7 @@ class Making:
 
 def _check_same(folder: Path, described: Mapping[str, Any]) -> None:
     try:
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ParameterError(
             f"{folder} is there and is no fine-tune that was made here ({error}). Give another folder."
@@ -152,4 +152,4 @@ def _save(folder: Path, model: Any, base: Backbone, heads: Mapping[str, nn.Modul
     if base.learns_heads and not classifier:
         save_file({n: v for task, head in heads.items() for n, v in head_tensors(task, head).items()}, folder / HEADS)
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-    (folder / FACTS).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
+    (folder / FACTS).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from fusionlib.core import CheckpointError, KeyMismatch, StateDict
 from fusionlib.zoo.adapters import is_adapter
 from fusionlib.zoo.locate import locate
+from fusionlib.zoo.quiet import silent_transformers
 from fusionlib.zoo.weights import read_config, read_weights
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".index.json")
@@ -89,22 +89,6 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
             "config.json belongs to another model, or the weights are incomplete: save the model again."
         )
     return model.eval()
-
-
-@contextmanager
-def silent_transformers() -> Iterator[None]:
-    """Without the bars and notes of transformers; the user's choice comes back."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def adapt(model: nn.Module, folder: Path) -> nn.Module:

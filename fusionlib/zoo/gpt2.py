@@ -93,7 +93,7 @@ def tiny_gpt2() -> Gpt2Backbone:
     from safetensors.torch import load_file
     from transformers import GPT2Config
 
-    facts = json.loads((FOLDER / "config.json").read_text())
+    facts = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     tokenizer = TEXT / "tokenizer.json"
     return Gpt2Backbone(
         name="tiny-gpt2",

@@ -81,7 +81,7 @@ def _tangent(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> Tensor:
 def _scale(path: Path) -> float:
     """What LoRA's update is multiplied by."""
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         root = 0.5 if facts.get("use_rslora") else 1.0
         return facts["lora_alpha"] / facts["r"] ** root
     except (OSError, ValueError, KeyError) as error:

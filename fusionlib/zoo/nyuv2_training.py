@@ -158,12 +158,12 @@ def _save(folder: Path, model: Any, heads: Mapping[str, Any], facts: dict[str, A
     model.save_pretrained(folder)
     save_file({n: v for task, head in heads.items() for n, v in head_tensors(task, head).items()}, folder / HEADS)
     text = json.dumps({**facts, "files": {path.name: hash_file(path) for path in sorted(folder.iterdir())}}, indent=1)
-    write_atomically(folder / FACTS, lambda temporary: temporary.write_text(text + "\n"))
+    write_atomically(folder / FACTS, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / FACTS).read_text())
+        return json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder / FACTS} can't be read ({error}). Give a folder that train_nyuv2 made."

@@ -142,7 +142,7 @@ def _architecture(text: str) -> Source:
 def _in_folder(folder: Path) -> Source:
     path = folder / CONFIG
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         model, preprocess = facts["model_cfg"], facts.get("preprocess_cfg") or {}
         absent = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -160,7 +160,7 @@ def _in_folder(folder: Path) -> Source:
 def _is_of_transformers(folder: Path) -> bool:
     """Whether there is a configuration of transformers too, whose weights are then preferred."""
     try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fusionlib.core import CheckpointError, ParameterError, StateDict
 from fusionlib.zoo import openclip, openclip_source
-from fusionlib.zoo.adapters import is_adapter, merge_adapter
+from fusionlib.zoo.adapter_merging import merge_adapter
+from fusionlib.zoo.adapters import is_adapter
 from fusionlib.zoo.backbone import Backbone, ClipBackbone
 from fusionlib.zoo.linearized_adapters import is_linearized, merge_linearized
 from fusionlib.zoo.locate import locate

@@ -46,7 +46,7 @@ def _settings(folder: Path, config: CLIPVisionConfig) -> tuple[dict[str, Any], P
         path = folder / name
         if path.is_file():
             try:
-                settings = json.loads(path.read_text())
+                settings = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise CheckpointError(f"{path} is not JSON ({error}). Copy or make it again.") from error
             return settings.get("image_processor", settings), path

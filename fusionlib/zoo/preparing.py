@@ -152,6 +152,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            encoding="utf-8",
             env={**one_core(), "HF_HUB_OFFLINE": "1", "FUSIONLIB_HOME": str(home())},
         )
         threading.Thread(target=self._read, args=(events,), daemon=True).start()

@@ -109,7 +109,7 @@ class DilatedResNet(nn.Module):
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        (target / "config.json").write_text(self.config.to_json_string() + "\n")
+        (target / "config.json").write_text(self.config.to_json_string() + "\n", encoding="utf-8")
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, target / "model.safetensors")
 
     @classmethod

@@ -188,7 +188,7 @@ def tiny_t5() -> T5Backbone:
     from safetensors.torch import load_file
     from transformers import T5Config
 
-    facts = json.loads((FOLDER / "config.json").read_text())
+    facts = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     weights = {name: tensor.float() for name, tensor in load_file(FOLDER / "model.safetensors").items()}
     return T5Backbone(
         name="tiny-t5",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,36 +13,38 @@ import torch
 from torch import Tensor
 
 from fusionlib.core import CheckpointError, KeyMismatch, StateDict
+from fusionlib.zoo.quantised import check_not_quantised, check_plain
+from fusionlib.zoo.weight_files import check_header, inside, shards_of, some, weight_files
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig
 
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-_SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_logger = logging.getLogger("fusionlib.zoo")
 
 
 def read_weights(folder: Path) -> StateDict:
-    """All tensors of a checkpoint folder: one file or shards, safetensors first, else ``.bin`` without pickle code.
+    """All tensors of a checkpoint folder: the file or shards that transformers would read, without pickle code.
 
-    Raises: CheckpointError if there are no weights, a shard is missing, or a file can't be read.
+    Raises: CheckpointError if there are no weights, a shard is missing, a file can't be read, or they are quantised.
     """
-    for name in _SINGLE:
-        if (folder / name).is_file():
-            return read_tensors(folder / name)
-    for name in _SHARDED:
-        if (folder / name).is_file():
-            return _read_shards(folder / name)
-    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    raise CheckpointError(
-        f"{folder} holds no weights: one of {', '.join(_SINGLE + _SHARDED)} is needed, found: {found}. "
-        "Save the model with save_pretrained."
-    )
+    check_not_quantised(folder)
+    path, *others = weight_files(folder)
+    if others:
+        names = ", ".join(other.name for other in others)
+        _logger.warning("%s holds several sets of weights; %s is read, not %s.", folder, path.name, names)
+    state = _read_shards(path) if path.suffix == ".json" else read_tensors(path)
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors. Copy it again, or save the model with save_pretrained.")
+    check_plain(state, str(path))
+    return state
 
 
 def read_tensors(path: Path) -> StateDict:
     """Tensors of one ``.safetensors`` or ``.bin`` file; CheckpointError if it can't be read."""
     loaded = read_plain(path)
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
         raise CheckpointError(f"{path} holds something other than a state dict. Save the model with save_pretrained.")
     return dict(loaded)
 
@@ -52,14 +56,19 @@ def read_plain(path: Path) -> Any:
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+            check_header(path)
+            return state
+        # mapped into memory rather than copied; what torch wrote before 2020 is no zip file, which that needs
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a complete safetensors file ({error}). Copy or make it again.") from error
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} can't be read as a file of plain tensors ({type(error).__name__}: {error}). Copy it again or save "
-            "the model with save_pretrained, which writes safetensors."
+            f"{path} can't be read as a file of plain tensors ({type(error).__name__}: {_first_line(error)}). Copy it "
+            "again or save the model with save_pretrained, which writes safetensors."
         ) from error
 
 
@@ -67,8 +76,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a checkpoint folder; CheckpointError if it is missing or no JSON object."""
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read ({error}). Save the model with save_pretrained.") from error
     if not isinstance(facts, dict):
         raise CheckpointError(f"{path} is not a model's configuration. Save the model with save_pretrained.")
@@ -93,7 +102,7 @@ def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where:
         if name in found and found[name].shape != wanted[name].shape
     ]
     parts = [
-        f"{title}: {_some(names)}"
+        f"{title}: {some(names)}"
         for title, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
         if names
     ]
@@ -109,23 +118,26 @@ def like(state: StateDict, wanted: Mapping[str, Tensor]) -> StateDict:
     return {name: state[name].float() if state[name].is_floating_point() else state[name] for name in wanted}
 
 
-def _some(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _read_shards(index: Path) -> StateDict:
-    try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{index} is not an index of shards ({error!r}). Copy or make it again.") from error
+    places = shards_of(index)
     state: StateDict = {}
     for name in sorted(set(places.values())):
-        path = index.parent / name
+        path = inside(index, name)
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, which {index.name} names as one of the shards. Copy it there.")
-        state.update(read_tensors(path))
+        tensors = read_tensors(path)
+        twice = [key for key in tensors if key in state and not torch.equal(tensors[key], state[key])]
+        if twice:
+            raise CheckpointError(
+                f"two shards of {index} hold different values of {some(twice)}, so shards of two models are mixed. "
+                "Copy them again from one of them."
+            )
+        state.update(tensors)
     absent = sorted(set(places) - set(state))
     if absent:
-        raise CheckpointError(f"the shards of {index} lack tensors that it lists: {_some(absent)}. Copy them again.")
+        raise CheckpointError(f"the shards of {index} lack tensors that it lists: {some(absent)}. Copy them again.")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

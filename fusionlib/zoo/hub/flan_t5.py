@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, StateDict
-from fusionlib.zoo.adapters import is_adapter, merge_adapter
+from fusionlib.zoo.adapter_merging import merge_adapter
+from fusionlib.zoo.adapters import is_adapter
 from fusionlib.zoo.asking import Questions
 from fusionlib.zoo.backbone import GivenHead
 from fusionlib.zoo.hub.table import datasets

@@ -104,7 +104,7 @@ def hash_texts(texts: Iterable[str]) -> str:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """A readable file of JSON, complete or not there at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
 
 def read_mixed(sources: Path | None, pack: Path, seed: int) -> tuple[dict[str, list[str]], list[str]]:

@@ -143,7 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     half = {name: v.half() if v.is_floating_point() else v for name, v in model.state_dict().items()}
     write_atomically(out / "model.safetensors", lambda temporary: save_file(half, temporary))
-    write_atomically(out / "config.json", lambda temporary: temporary.write_text(CONFIG.to_json_string() + "\n"))
+    write_atomically(
+        out / "config.json", lambda temporary: temporary.write_text(CONFIG.to_json_string() + "\n", encoding="utf-8")
+    )
     largest = [float(truth.bincount().max() / len(truth)) for truth in checked[1].T]
     provenance = {
         "script": "fusionlib.zoo.making.tiny_nyu_base",
@@ -157,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         "packages": {name: version(name) for name in ("torch", "numpy", "safetensors")},
     }
     text = json.dumps(provenance, indent=1) + "\n"
-    write_atomically(out / "provenance.json", lambda temporary: temporary.write_text(text))
+    write_atomically(out / "provenance.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return 0
 
 

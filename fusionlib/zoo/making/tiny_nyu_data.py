@@ -75,7 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         "splits": {split: {"first_seed": first, "scenes": number} for split, (first, number) in SPLITS.items()},
         "files": {path.name: hash_file(path) for path in sorted(out.glob("*.parquet"))},
     }
-    write_atomically(out / "scenes.json", lambda temporary: temporary.write_text(json.dumps(facts, indent=1) + "\n"))
+    write_atomically(
+        out / "scenes.json",
+        lambda temporary: temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8"),
+    )
     return 0
 
 
