@@ -22,6 +22,7 @@ TEXT_TASKS = SETS["tiny-text7"]
 SCENE_TASKS = SETS["tiny-nyu3"]
 EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS + SCENE_TASKS
 EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2", "tiny-t5", "tiny-nyu")
+LONGEST_NAME = 120  # of a task
 TUNINGS = ("full", "lora", "l-lora", "none")
 
 
@@ -63,6 +64,19 @@ def check_distinct(names: tuple[str, ...]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ParameterError(f"tasks listed more than once: {', '.join(twice)}. List each task once.")
+
+
+def check_task(name: Any) -> str:
+    """The name of a user's own task, if tables and files can hold it; else ParameterError."""
+    if not isinstance(name, str):
+        raise ParameterError(f"{name!r} is no name of a task: names are texts; in YAML write it in quotes.")
+    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        shown = repr(name if len(name) <= LONGEST_NAME else f"{name[:60]}...")
+        raise ParameterError(
+            f"{shown} is no name of a task: it needs 1 to {LONGEST_NAME} characters that can be printed, not only "
+            "spaces."
+        )
+    return name
 
 
 def check_tuning(tuning: Any) -> str:
