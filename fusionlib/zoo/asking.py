@@ -96,12 +96,8 @@ class Questions(Tokens):
     def answers(self, task: Task) -> Answers:
         """The answers of the task's classes."""
         words = self.prompt(task).words
-        spelt = [
-            encoding.ids
-            for encoding in read_tokenizer(self.path, self.tokenizer).encode_batch(
-                list(words), add_special_tokens=False
-            )
-        ]
+        tokenizer = read_tokenizer(self.path, self.tokenizer)
+        spelt = [encoding.ids for encoding in tokenizer.encode_batch(list(words), add_special_tokens=False)]
         inputs = [token for ids in spelt for token in (self.start, *ids)]
         targets = [token for ids in spelt for token in (*ids, self.end)]
         owner = [index for index, ids in enumerate(spelt) for _ in range(len(ids) + 1)]

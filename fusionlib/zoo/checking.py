@@ -47,8 +47,8 @@ def check_labels(labels: Any, classes: Sequence[str], what: str, place: Place) -
     if count == len(column) and pc.count_distinct(column, mode="all").as_py() == 1 and value in (-1, None):
         raise ParameterError(
             f"{what} has no labels: {'all are' if count > 1 else 'the only one is'} {_said(value)}, beginning with "
-            f"{place(0)}. Nothing can be counted on it. Where a benchmark keeps the labels of its test split to itself, "
-            "its validation split is used: name that file test, or leave this split out."
+            f"{place(0)}. Nothing can be counted on it. Where a benchmark keeps the labels of its test split to "
+            "itself, its validation split is used: name that file test, or leave this split out."
         )
     raise ParameterError(
         f"the label of {place(first)} is {_said(value)}, and {allowed}; so it is for {count} of {len(column)} labels "

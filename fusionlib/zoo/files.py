@@ -24,6 +24,7 @@ TEXT = Path(__file__).parent / "data" / "text"
 SCENES = Path(__file__).parent / "data" / "nyu"
 
 _ADVICE = "Set FUSIONLIB_HOME to a folder that can be written."
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 
 
@@ -131,10 +132,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _remedy(path: Path, error: BaseException) -> str:
-    number = getattr(error, "errno", None)
-    full = (
-        number is not None and number in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG)
-    ) or "os error 28" in str(error)  # safetensors' own
+    full = getattr(error, "errno", None) in _FULL or "os error 28" in str(error)  # which is safetensors' own
     first = "Make room on the disk" if full else "Give yourself the right to write there"
     with suppress(CheckpointError, ValueError):
         if path.is_relative_to(home()):

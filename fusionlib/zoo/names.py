@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,11 +71,12 @@ def check_task(name: Any) -> str:
     """The name of a user's own task, if tables and files can hold it; else ParameterError."""
     if not isinstance(name, str):
         raise ParameterError(f"{name!r} is no name of a task: names are texts; in YAML write it in quotes.")
-    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+    odd = any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+    if not name.strip() or odd or len(name) > LONGEST_NAME:
         shown = repr(name if len(name) <= LONGEST_NAME else f"{name[:60]}...")
         raise ParameterError(
-            f"{shown} is no name of a task: it needs 1 to {LONGEST_NAME} characters that can be printed, not only "
-            "spaces."
+            f"{shown} is no name of a task: it needs 1 to {LONGEST_NAME} characters in one line, not only spaces and "
+            "none that can't be printed."
         )
     return name
 

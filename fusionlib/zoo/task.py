@@ -117,11 +117,8 @@ def embedded_task(name: str) -> Task:
         classes = _classes(Path(splits["train"].files[0]))
         return Task(name, classes, splits, prompts=classes, templates=(), modality="text", embedded=True)
     if folder == SCENES:
-        classes = (
-            tuple(json.loads((SCENES / "scenes.json").read_text(encoding="utf-8"))["classes"])
-            if name == "segmentation"
-            else ()
-        )
+        facts = json.loads((SCENES / "scenes.json").read_text(encoding="utf-8"))
+        classes = tuple(facts["classes"]) if name == "segmentation" else ()
         return Task(name, classes, splits, classes, (), modality="scene", embedded=True, metric=name)
     facts = json.loads(_head_metadata()[name])
     return Task(
