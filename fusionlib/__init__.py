@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fusionlib import _torchvision
+from fusionlib import _home, _torchvision
 
 _torchvision.cure()
+_home.settle()
 
 __version__ = "0.1.0"
 

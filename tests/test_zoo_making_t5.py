@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusionlib.core import ParameterError
-from fusionlib.zoo.files import TEXT
+from fusionlib.zoo.files import TEXT, hash_file
 from fusionlib.zoo.making import exercises, sources, text_to_text, tiny_t5_base
 from fusionlib.zoo.texts import read_tokenizer
 
@@ -23,7 +23,7 @@ DOCUMENTS = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return read_tokenizer(TEXT / "tokenizer.json")
+    return read_tokenizer(TEXT / "tokenizer.json", hash_file(TEXT / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -34,7 +34,8 @@ def asked(backbone, name="topic", rows=range(9), split="val"):
 
 
 def ids_of(backbone, word):
-    return [*read_tokenizer(backbone.preprocess.path).encode(word, add_special_tokens=False).ids, 1]
+    tokenizer = read_tokenizer(backbone.preprocess.path, backbone.preprocess.tokenizer)
+    return [*tokenizer.encode(word, add_special_tokens=False).ids, 1]
 
 
 @pytest.mark.parametrize("name", ["topic", "spam", "entailment"])
@@ -92,7 +93,7 @@ def test_what_is_said_is_what_generate_says(backbone, name):
 
 
 def test_a_question_is_the_prompt_around_the_text_and_the_prompt_is_never_cut(backbone):
-    tokenizer = read_tokenizer(backbone.preprocess.path)
+    tokenizer = read_tokenizer(backbone.preprocess.path, backbone.preprocess.tokenizer)
     prompt = Prompt("first : {text_a} second : {text_b} same ?", ("no", "yes"))
     short, long = {"text_a": "a cat", "text_b": "A dog."}, {"text_a": "word " * 40 + "end", "text_b": "a dog it was"}
     one, other = prompts.encode(tokenizer, prompt, [short, long], 30)

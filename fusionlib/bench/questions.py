@@ -9,7 +9,7 @@ from fusionlib import methods
 from fusionlib.bench import batch_norm, records
 from fusionlib.bench.provenance import REFERENCES, digest, own_source_hash, provenance, source_hash, versions
 from fusionlib.core import FusionMethod, ParameterError, Record
-from fusionlib.zoo.files import hash_tensors
+from fusionlib.zoo.files import check_writable, hash_tensors
 from fusionlib.zoo.suite import Suite
 
 
@@ -63,6 +63,7 @@ def answer(asked: Record, measure: Callable[[Record], Record]) -> tuple[Record, 
     stored = records.find(asked.key, asked)
     if stored is not None:
         return stored, True
+    check_writable(records.folder())  # before what takes long
     record = measure(asked)
     records.append(record)
     return record, False

@@ -96,9 +96,8 @@ class Questions(Tokens):
     def answers(self, task: Task) -> Answers:
         """The answers of the task's classes."""
         words = self.prompt(task).words
-        spelt = [
-            encoding.ids for encoding in read_tokenizer(self.path).encode_batch(list(words), add_special_tokens=False)
-        ]
+        tokenizer = read_tokenizer(self.path, self.tokenizer)
+        spelt = [encoding.ids for encoding in tokenizer.encode_batch(list(words), add_special_tokens=False)]
         inputs = [token for ids in spelt for token in (self.start, *ids)]
         targets = [token for ids in spelt for token in (*ids, self.end)]
         owner = [index for index, ids in enumerate(spelt) for _ in range(len(ids) + 1)]
@@ -108,14 +107,14 @@ class Questions(Tokens):
         """Tokens of every example's question."""
         texts = {name: values for name, values in columns.items() if name != "label"}
         examples = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
-        ids = encode(read_tokenizer(self.path), self.prompt(task), examples, self.longest - 1)
+        ids = encode(read_tokenizer(self.path, self.tokenizer), self.prompt(task), examples, self.longest - 1)
         return [torch.tensor([*row, self.end]) for row in ids]
 
     def say(self, ids: Sequence[int]) -> str:
         """The text of what a model has said, up to its end token."""
         said = list(ids)
         said = said[: said.index(self.end)] if self.end in said else said
-        return read_tokenizer(self.path).decode(said, skip_special_tokens=False).strip()
+        return read_tokenizer(self.path, self.tokenizer).decode(said, skip_special_tokens=False).strip()
 
     def examples(self, task: Task, split: str, indices: Sequence[int], device: torch.device) -> tuple[Batch, Tensor]:
         """Chosen examples as one batch, in the order of ``indices``.

@@ -16,7 +16,7 @@ from torch import nn
 from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapter_merging import merge_adapter
 from fusionlib.zoo.backbone import Backbone
-from fusionlib.zoo.files import hash_file, hash_tensors
+from fusionlib.zoo.files import hash_file, hash_tensors, writing
 from fusionlib.zoo.heads import HEADS, head_tensors, read_head_state
 from fusionlib.zoo.job import Job
 from fusionlib.zoo.l_lora import LinearizedClip
@@ -50,7 +50,15 @@ def save(job: Job, model: nn.Module, facts: dict[str, Any], heads: Mapping[str, 
         model: as the training loop returned it, a PEFT model for LoRA.
         facts: further entries of the JSON (seconds, validation counts).
         heads: task -> head that was trained along.
+
+    Raises: CheckpointError, if it can't be written; the last snapshot is kept.
     """
+    with writing(job.folder):
+        _write(job, model, facts, heads)
+    return job.folder
+
+
+def _write(job: Job, model: nn.Module, facts: dict[str, Any], heads: Mapping[str, nn.Module] | None) -> None:
     from safetensors.torch import save_file
 
     building = job.partial / "finished"
@@ -74,7 +82,6 @@ def save(job: Job, model: nn.Module, facts: dict[str, Any], heads: Mapping[str, 
     (building / FACTS).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     os.replace(building, job.folder)
     shutil.rmtree(job.partial, ignore_errors=True)
-    return job.folder
 
 
 def load(job: Job, backbone: Backbone) -> Checkpoint:

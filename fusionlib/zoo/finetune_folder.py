@@ -19,7 +19,7 @@ from fusionlib.core import ParameterError
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.checkpoints import FACTS
 from fusionlib.zoo.classifiers import ClassifierHead, whole
-from fusionlib.zoo.files import hash_file, hash_tensors
+from fusionlib.zoo.files import check_writable, hash_file, hash_tensors, writing
 from fusionlib.zoo.finetune import accuracy, finetune, mean_loss
 from fusionlib.zoo.folders import silent_transformers
 from fusionlib.zoo.heads import HEADS, head_tensors
@@ -76,9 +76,12 @@ class Making:
         from filelock import FileLock
 
         described = self.described  # before training, which changes the head
+        if folder.exists():
+            _check_same(folder, described)
+            return folder
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
         partial = folder.parent / ".partial" / f"{folder.name}-{digest}"  # where no other training left a snapshot
-        partial.mkdir(parents=True, exist_ok=True)
+        check_writable(partial)
         with FileLock(partial.with_name(f"{partial.name}.lock")):
             if folder.exists():
                 _check_same(folder, described)
@@ -115,8 +118,9 @@ class Making:
         judged = judge(trained.model, self.base, self.task, self.head, "val")
         facts = {**described, "train_seconds": round(trained.seconds, 2), "validation": {self.task.name: judged}}
         finished = partial / "finished"
-        _save(finished, trained.model.cpu(), self.base, {self.task.name: self.head.cpu()}, facts)
-        os.replace(finished, folder)
+        with writing(folder):
+            _save(finished, trained.model.cpu(), self.base, {self.task.name: self.head.cpu()}, facts)
+            os.replace(finished, folder)
 
 
 def _check_same(folder: Path, described: Mapping[str, Any]) -> None:

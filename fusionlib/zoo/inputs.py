@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusionlib.core import CheckpointError
-from fusionlib.zoo.files import home, write_atomically
+from fusionlib.zoo.checking import check_labels
+from fusionlib.zoo.files import check_writable, file_name, home
+from fusionlib.zoo.kept import keep, read_kept
+from fusionlib.zoo.pictures import LARGEST, stored_picture
 from fusionlib.zoo.reading import Batch, Draw
 from fusionlib.zoo.recipe import Recipe
 from fusionlib.zoo.task import Task
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1024  # pictures per cache file: asking for the first few of a large split must not decode all of it
 MEMORY = 1 << 30  # bytes of pixels kept per process
-_FORMAT = 1
+_FORMAT = 2  # raised when the same picture gives other pixels, or a file of them is another
 _kept: OrderedDict[tuple[str, int], tuple[Tensor, Tensor]] = OrderedDict()
 
 
@@ -130,8 +133,8 @@ def _training(task: Task, preprocess: Preprocess) -> tuple[int, Callable[[Tensor
     """(number of training examples, rows -> pictures and labels): from memory, or decoded when drawn if too many."""
     total = task.num_examples("train")
     if total * 3 * preprocess.height * preprocess.width > MEMORY:
-        dataset = task.dataset("train")
-        return total, lambda rows: _pictures(preprocess, (dataset[row] for row in rows.tolist()))
+        stored = _Stored.of(task, "train")
+        return total, lambda rows: _pictures(stored, preprocess, rows.tolist())
     images, labels = (torch.cat(parts) for parts in zip(*pixels(task, "train", preprocess), strict=True))
     return total, lambda rows: (images[rows], labels[rows])
 
@@ -143,21 +146,15 @@ def _key(task: Task, split: str, preprocess: Preprocess) -> str:
 
 
 def _chunk(task: Task, split: str, preprocess: Preprocess, key: str, index: int) -> tuple[Tensor, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
     if (key, index) in _kept:
         _kept.move_to_end((key, index))
         return _kept[key, index]
-    path = home() / "cache" / "inputs" / f"{task.name}-{split}-{key}-{index}.safetensors"
-    if path.is_file():
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"cached pictures {path} can't be read ({error}). Delete the file.") from error
-    else:
+    path = home() / "cache" / "inputs" / f"{file_name(task.name)}-{split}-{key}-{index}.safetensors"
+    tensors = read_kept(path, "cached pictures")
+    if tensors is None:
+        check_writable(path.parent)
         tensors = _decode(task, split, preprocess, index)
-        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+        keep(path, tensors)
     _kept[key, index] = tensors["pixels"], tensors["labels"]
     while len(_kept) > 1 and sum(images.nbytes for images, _ in _kept.values()) > MEMORY:
         _kept.popitem(last=False)
@@ -165,16 +162,41 @@ def _chunk(task: Task, split: str, preprocess: Preprocess, key: str, index: int)
 
 
 def _decode(task: Task, split: str, preprocess: Preprocess, index: int) -> dict[str, Tensor]:
-    dataset = task.dataset(split)
-    rows: Any = dataset.select(range(index * CHUNK, min(len(dataset), (index + 1) * CHUNK)))
-    images, labels = _pictures(preprocess, rows)
+    rows = range(index * CHUNK, min(task.num_examples(split), (index + 1) * CHUNK))
+    images, labels = _pictures(_Stored.of(task, split), preprocess, rows)
     return {"pixels": images, "labels": labels}
 
 
-def _pictures(preprocess: Preprocess, rows: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    """uint8 pictures (n, 3, H, W) and int64 labels (n,) of rows of a dataset."""
-    images, labels = [], []
-    for row in rows:
-        images.append(preprocess.pixels(row["image"]))
-        labels.append(row["label"])
+class _Stored(NamedTuple):
+    """A split whose pictures are not decoded yet."""
+
+    task: Task
+    split: str
+    dataset: Any
+    mode: str | None
+
+    @classmethod
+    def of(cls, task: Task, split: str) -> _Stored:
+        from datasets import Image
+
+        dataset = task.dataset(split)
+        mode = getattr(dataset.features["image"], "mode", None)
+        return cls(task, split, dataset.cast_column("image", Image(decode=False)), mode)
+
+
+def _pictures(stored: _Stored, preprocess: Preprocess, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """uint8 pictures (n, 3, H, W) and int64 labels (n,) of some examples."""
+    task, source, chosen = stored.task, stored.task.split(stored.split), stored.dataset.select(rows)
+    what, labels = f"the {stored.split} split of task {task.name!r}", list(chosen["label"])
+    check_labels(labels, task.classes, what, lambda at: source.place(rows[at]))
+    images = []
+    for row, cell in zip(rows, chosen["image"], strict=True):
+        image = stored_picture(source, row, cell, task.name, stored.mode)
+        width, height = preprocess.resized(*image.size)
+        if width * height > LARGEST:
+            raise CheckpointError(
+                f"{source.place(row)} of task {task.name!r} is a picture of {image.width} x {image.height} pixels: "
+                "brought to the size that the model wants, it would be too long. Cut it, or leave it out."
+            )
+        images.append(preprocess.pixels(image))
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64)

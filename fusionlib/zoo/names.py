@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,7 @@ TEXT_TASKS = SETS["tiny-text7"]
 SCENE_TASKS = SETS["tiny-nyu3"]
 EMBEDDED_TASKS = IMAGE_TASKS + TEXT_TASKS + SCENE_TASKS
 EMBEDDED_BACKBONES = ("tiny-clip", "tiny-gpt2", "tiny-t5", "tiny-nyu")
+LONGEST_NAME = 120  # of a task
 TUNINGS = ("full", "lora", "l-lora", "none")
 
 
@@ -63,6 +65,20 @@ def check_distinct(names: tuple[str, ...]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ParameterError(f"tasks listed more than once: {', '.join(twice)}. List each task once.")
+
+
+def check_task(name: Any) -> str:
+    """The name of a user's own task, if tables and files can hold it; else ParameterError."""
+    if not isinstance(name, str):
+        raise ParameterError(f"{name!r} is no name of a task: names are texts; in YAML write it in quotes.")
+    odd = any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+    if not name.strip() or odd or len(name) > LONGEST_NAME:
+        shown = repr(name if len(name) <= LONGEST_NAME else f"{name[:60]}...")
+        raise ParameterError(
+            f"{shown} is no name of a task: it needs 1 to {LONGEST_NAME} characters in one line, not only spaces and "
+            "none that can't be printed."
+        )
+    return name
 
 
 def check_tuning(tuning: Any) -> str:

@@ -14,6 +14,7 @@ or Parquet files ``train*.parquet`` and ``val*.parquet``, in the folder or in it
 from __future__ import annotations
 
 import functools
+import io
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from fusionlib.core import CheckpointError, ParameterError
-from fusionlib.zoo.files import hash_files
+from fusionlib.zoo.files import hash_listing
 from fusionlib.zoo.names import SCENE_TASKS
+from fusionlib.zoo.rows import hash_data, parquet_schema, read_bytes
 from fusionlib.zoo.task import Split, Task
 
 SIZE = 288, 384  # pixels
@@ -68,8 +70,11 @@ def nyuv2_tasks(path: str | PathLike[str], *, validation: int = 0) -> tuple[Task
     rows = {"train": tuple(order[validation:]), "test": tuple(range(found["test"][2]))}
     if validation:
         rows["val"], found["val"] = tuple(order[:validation]), found["train"]
-    hashes = {source: hash_files([Path(file) for file in source[1]], root) for source in set(found.values())}
-    splits = {name: Split(source[0], source[1], hashes[source], rows[name]) for name, source in found.items()}
+    hashes = {files: tuple(map(hash_data, files)) for _, files, _ in set(found.values())}
+    splits = {}
+    for name, (builder, files, _) in found.items():
+        identity = hash_listing(dict(zip(map(Path, files), hashes[files], strict=True)), root)
+        splits[name] = Split(builder, files, identity, rows[name], hashes=hashes[files])
     note = f"val: {validation} of {total} training pictures, seed {_SEED}" if validation else ""
     one, two, three = (
         Task(name, CLASSES if name == "segmentation" else (), splits, (), (), "scene", note=note, metric=name)
@@ -92,9 +97,7 @@ def _split(root: Path, name: str) -> tuple[str, tuple[str, ...], int]:
     """(builder, files, pictures) of a split; of arrays in files of their own, the files of the pictures first."""
     tables = sorted(root.glob(f"{name}*.parquet")) or sorted((root / "data").glob(f"{name}*.parquet"))
     if tables:
-        from pyarrow.parquet import read_metadata
-
-        return ARRAYS, tuple(map(str, tables)), sum(read_metadata(table).num_rows for table in tables)
+        return ARRAYS, tuple(map(str, tables)), sum(parquet_schema(table)[0] for table in tables)
     kinds = [sorted((root / name / kind).glob("*.npy"), key=_number) for kind in _FOLDERS]
     if not kinds[0]:
         raise CheckpointError(
@@ -114,7 +117,7 @@ def _split(root: Path, name: str) -> tuple[str, tuple[str, ...], int]:
 
 def _pair(metric: str, source: Split, row: int) -> tuple[Tensor, Tensor]:
     if source.builder == ARRAYS:
-        image, truth = (_array(_tables(source.files)[column][row]) for column in ("image", metric))
+        image, truth = (_array(_tables(source.files, source.hashes)[column][row]) for column in ("image", metric))
         where = f"row {row} of {source.files[0]}"
         return _checked(image, "image", where), _checked(truth, metric, where)
     import numpy as np
@@ -122,8 +125,13 @@ def _pair(metric: str, source: Split, row: int) -> tuple[Tensor, Tensor]:
     count = len(source.files) // len(_FOLDERS)
     found = []
     for column in ("image", metric):
-        path = source.files[_COLUMNS.index(column) * count + row]
-        array = np.load(path, allow_pickle=False)
+        place = _COLUMNS.index(column) * count + row
+        path = source.files[place]
+        content = io.BytesIO(read_bytes(path, source.hashes[place]))
+        try:
+            array = np.load(content, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise CheckpointError(f"{path} holds no array that can be read ({error}). Copy it again.") from error
         found.append(_checked(np.moveaxis(array, -1, 0) if array.ndim == 3 else array, column, path))
     return found[0], found[1]
 
@@ -160,11 +168,19 @@ def _checked(values: Any, column: str, where: str) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _tables(files: tuple[str, ...]) -> Any:
-    from pyarrow import concat_tables
+def _tables(files: tuple[str, ...], hashes: tuple[str, ...]) -> Any:
+    from pyarrow import ArrowException, BufferReader, concat_tables
     from pyarrow.parquet import read_table
 
-    return concat_tables([read_table(file, columns=list(_COLUMNS), memory_map=True) for file in files])
+    found = []
+    for file, sha256 in zip(files, hashes, strict=True):
+        try:
+            found.append(read_table(BufferReader(read_bytes(file, sha256)), columns=list(_COLUMNS)))
+        except (ArrowException, OSError, KeyError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{file} can't be read ({error}). Copy it again.") from error
+    return concat_tables(found)
 
 
 def _number(path: Path) -> tuple[int, str]:

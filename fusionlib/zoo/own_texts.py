@@ -14,7 +14,7 @@ from fusionlib.core import CheckpointError
 from fusionlib.zoo.files import hash_files
 from fusionlib.zoo.reading import Batch
 from fusionlib.zoo.task import Task
-from fusionlib.zoo.texts import Tokens
+from fusionlib.zoo.texts import Tokens, read_columns
 
 _LONGEST = 512
 _FILES = ("token", "vocab", "merges", "spiece", "sentencepiece", "special_tokens")
@@ -33,20 +33,20 @@ class OwnTokens(Tokens):
         source = task.split(split)
         key = (self, source.sha256, source.rows)
         if key not in _kept:
-            columns: Any = task.dataset(split).to_dict()
+            columns, labels = read_columns(task, split)
             first, second = (columns["text"], None) if "text" in columns else (columns["text_a"], columns["text_b"])
-            _kept[key] = self.encode_pairs(first, second), torch.tensor(columns["label"], dtype=torch.int64)
+            _kept[key] = self.encode_pairs(first, second), labels.long()
         return _kept[key]
 
     def encode_pairs(self, first: list[str], second: list[str] | None) -> list[Tensor]:
         """Rows of texts or of pairs of texts, cut to the longest length."""
-        made = _tokenizer(self.path)(first, second, truncation=True, max_length=self.longest)
-        ids = [torch.tensor(row, dtype=torch.int64) for row in made["input_ids"]]
+        made = _tokenizer(self.path, self.tokenizer)(first, second, truncation=True, max_length=self.longest)
+        # a text without any tokens, an empty one, is read as one token of padding: a model needs something to read
+        ids = [torch.tensor(row or [self.pad], dtype=torch.int64) for row in made["input_ids"]]
         if "token_type_ids" not in made:
             return ids
-        return [
-            torch.stack([row, torch.tensor(kind)], dim=1) for row, kind in zip(ids, made["token_type_ids"], strict=True)
-        ]
+        kinds = [torch.tensor(kind or [0]) for kind in made["token_type_ids"]]
+        return [torch.stack(pair, dim=1) for pair in zip(ids, kinds, strict=True)]
 
     def encode(self, texts: Any) -> list[Tensor]:
         """Rows of any texts."""
@@ -66,12 +66,13 @@ def read_texts(folder: Path, config: Any) -> OwnTokens:
 
     Raises: CheckpointError, if there is no tokenizer.
     """
-    files = [path for path in folder.iterdir() if path.name.startswith(_FILES) and path.suffix != ".safetensors"]
+    files = _files(folder)
     if not [path for path in files if path.name != "tokenizer_config.json"]:  # transformers would make up an empty one
         raise CheckpointError(
             f"{folder} holds no tokenizer. Save it there: AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
         )
-    tokenizer = _tokenizer(folder)
+    identity = hash_files(set(files), folder)
+    tokenizer = _tokenizer(folder, identity)
     positions = getattr(config, "max_position_embeddings", _LONGEST)
     # two positions less: those of RoBERTa begin after its padding token
     longest = min(tokenizer.model_max_length, _LONGEST, positions - 2)
@@ -81,17 +82,31 @@ def read_texts(folder: Path, config: Any) -> OwnTokens:
             f"the tokenizer in {folder} has neither a padding nor an end token, so texts can't be put in one batch. "
             "Set tokenizer.pad_token and save it again."
         )
-    return OwnTokens(hash_files(set(files), folder), int(longest), int(pad), int(pad), folder)
+    return OwnTokens(identity, int(longest), int(pad), int(pad), folder)
 
 
-@functools.lru_cache(maxsize=4)
-def _tokenizer(folder: Path) -> Any:
+def _files(folder: Path) -> list[Path]:
+    named = [path for path in folder.iterdir() if path.name.startswith(_FILES) and path.suffix != ".safetensors"]
+    return [path for path in named if path.is_file()]
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(folder: Path, identity: str) -> Any:
+    """The tokenizer in a folder whose files have this hash together; of other files it is another entry here."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if hash_files(set(_files(folder)), folder) != identity:
+            raise CheckpointError(
+                f"the tokenizer in {folder} is not what it was when the suite was loaded. Load the suite again."
+            )
+        return found
+    except CheckpointError:
+        raise
+    except Exception as error:  # the class that tokenizers raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"the tokenizer in {folder} can't be read ({str(error).strip().splitlines()[0]}). Save it again: "
+            f"the tokenizer in {folder} can't be read ({reason}). Save it again: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
         ) from error

@@ -17,7 +17,7 @@ from fusionlib.core import CheckpointError, FusionError, UnknownName, suggest
 from fusionlib.zoo import names
 from fusionlib.zoo.embedded import check_readable
 from fusionlib.zoo.environment import cores, one_core
-from fusionlib.zoo.files import home
+from fusionlib.zoo.files import check_writable, home
 from fusionlib.zoo.job import Job, plan
 from fusionlib.zoo.progress import Progress
 
@@ -86,6 +86,7 @@ def make_missing(jobs: Sequence[Job], *, progress: bool = True) -> None:
     waiting = deque(sorted(to_make, key=lambda job: -job.work))  # a short one at the end keeps no core waiting
     if not waiting:
         return
+    check_writable(waiting[0].root)
     display = Progress(list(waiting), enabled=progress)
     events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
     workers = [_Worker(events) for _ in range(min(cores(), len(waiting)))]

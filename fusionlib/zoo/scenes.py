@@ -14,6 +14,7 @@ from fusionlib.zoo import nyuv2
 from fusionlib.zoo.losses import UNKNOWN
 from fusionlib.zoo.reading import Batch, Draw
 from fusionlib.zoo.recipe import Recipe
+from fusionlib.zoo.rows import read_bytes
 from fusionlib.zoo.task import Task
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as ResNets are used to
@@ -90,19 +91,20 @@ def _read(task: Task, split: str, rows: list[int]) -> tuple[Tensor, Tensor]:
     source = task.split(split)
     if source.builder in (nyuv2.NPY, nyuv2.ARRAYS):
         return nyuv2.read_arrays(task, source, rows)
-    columns = _columns(source.files, source.sha256)
+    columns = _columns(source.files, source.hashes)
     chosen = rows if source.rows is None else [source.rows[row] for row in rows]
     return columns["image"][chosen], columns[task.metric][chosen]
 
 
 @functools.lru_cache(maxsize=8)
-def _columns(files: tuple[str, ...], sha256: str) -> dict[str, Tensor]:
+def _columns(files: tuple[str, ...], hashes: tuple[str, ...]) -> dict[str, Tensor]:
     """Everything in the package's files of a split, decoded: a few megabytes, which the tasks share."""
+    from pyarrow import BufferReader
     from pyarrow.parquet import read_table
 
     found: dict[str, list[Tensor]] = {"image": [], "segmentation": [], "depth": [], "normal": []}
-    for file in files:
-        table = read_table(file).to_pydict()
+    for file, sha256 in zip(files, hashes, strict=True):
+        table = read_table(BufferReader(read_bytes(file, sha256))).to_pydict()
         for image, label, depth, normal in zip(
             *(table[name] for name in ("image", "label", "depth", "normal")), strict=True
         ):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import glob
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from fusionlib.core import CheckpointError, ParameterError, suggest
-from fusionlib.zoo.files import DATA, SCENES, TEXT, hash_file, home
+from fusionlib.zoo.files import DATA, SCENES, TEXT, hash_file
 from fusionlib.zoo.names import SCENE_TASKS, TEXT_TASKS
+from fusionlib.zoo.rows import parquet_schema, place, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +30,7 @@ class Split:
         sha256: hash of the files' contents.
         rows: the rows that belong to this split, in order; None means all, in the files' order.
         columns: (ours, name in the files) of the columns that are used; empty if the files have our names.
+        hashes: the SHA-256 of each file; what is read later must have it.
     """
 
     builder: str
@@ -38,6 +38,11 @@ class Split:
     sha256: str
     rows: tuple[int, ...] | None = field(default=None, repr=False)
     columns: tuple[tuple[str, str], ...] = ()
+    hashes: tuple[str, ...] = field(kw_only=True, repr=False)
+
+    def place(self, index: int) -> str:
+        """Where an example of the split is, for messages: a file, and a row in it, counted from 0."""
+        return place(self.builder, self.files, index if self.rows is None else self.rows[index])
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,11 @@ class Task:
     def dataset(self, split: str) -> Dataset:
         """The examples as a ``datasets.Dataset``: ``image`` (decoded by PIL), ``text``, or ``text_a`` and ``text_b``;
         and ``label``.
+
+        Raises: ParameterError; CheckpointError, if a file is not what it was when the task was made.
         """
         source = self.split(split)
-        dataset = read_dataset(source.builder, source.files)
+        dataset = read_rows(source.builder, source.files, source.hashes)
         if source.columns:
             dataset = dataset.select_columns([theirs for _, theirs in source.columns])
             renamed = {theirs: ours for ours, theirs in source.columns if ours != theirs}
@@ -90,36 +97,8 @@ class Task:
         if source.rows is not None:
             return len(source.rows)
         if source.builder == "parquet":
-            from pyarrow.parquet import read_metadata
-
-            return sum(read_metadata(file).num_rows for file in source.files)
-        return len(read_dataset(source.builder, source.files))
-
-
-@functools.lru_cache(maxsize=64)
-def read_dataset(builder: str, files: tuple[str, ...]) -> Dataset:
-    """Local files as a dataset; nothing is asked of the network.
-
-    Args:
-        builder: "parquet" or "webdataset" (tar files), whose Arrow copies live under ``home()/cache``; or
-            "imagefolder", whose labels are the names of the pictures' folders, sorted.
-        files: absolute paths.
-    """
-    from datasets import ClassLabel, Dataset, Features, Image
-    from datasets.packaged_modules.parquet.parquet import Parquet
-    from datasets.packaged_modules.webdataset.webdataset import WebDataset
-
-    if builder == "imagefolder":
-        folders = [Path(file).parent.name for file in files]
-        features = Features({"image": Image(), "label": ClassLabel(names=sorted(set(folders)))})
-        return Dataset.from_dict({"image": list(files), "label": folders}, features=features)
-    # what load_dataset("parquet") reads with; load_dataset itself would report to the hub that it was called
-    patterns: Any = {"data": [glob.escape(file) for file in files]}
-    kind = {"parquet": Parquet, "webdataset": WebDataset}[builder]
-    reader = kind(cache_dir=str(home() / "cache" / "datasets"), data_files=patterns, hash="local")
-    with _quiet():
-        reader.download_and_prepare()
-        return cast("Dataset", reader.as_dataset(split="data"))
+            return sum(parquet_schema(file)[0] for file in source.files)
+        return len(read_rows(source.builder, source.files, source.hashes))
 
 
 @functools.lru_cache(maxsize=32)
@@ -132,16 +111,14 @@ def embedded_task(name: str) -> Task:
         path = folder / f"{source}-{split}.parquet"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: the installation is incomplete, install fusionlib again.")
-        splits[split] = Split("parquet", (str(path),), hash_file(path))
+        sha256 = hash_file(path)
+        splits[split] = Split("parquet", (str(path),), sha256, hashes=(sha256,))
     if folder == TEXT:
         classes = _classes(Path(splits["train"].files[0]))
         return Task(name, classes, splits, prompts=classes, templates=(), modality="text", embedded=True)
     if folder == SCENES:
-        classes = (
-            tuple(json.loads((SCENES / "scenes.json").read_text(encoding="utf-8"))["classes"])
-            if name == "segmentation"
-            else ()
-        )
+        facts = json.loads((SCENES / "scenes.json").read_text(encoding="utf-8"))
+        classes = tuple(facts["classes"]) if name == "segmentation" else ()
         return Task(name, classes, splits, classes, (), modality="scene", embedded=True, metric=name)
     facts = json.loads(_head_metadata()[name])
     return Task(
@@ -168,17 +145,3 @@ def _head_metadata() -> dict[str, str]:
 
     with safe_open(DATA / "heads.safetensors", "pt") as file:
         return dict(file.metadata())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of ``datasets``, which flash by for small files; the user's choice comes back."""
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-    enabled = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            enable_progress_bar()

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any, NamedTuple, TypeAlias
 
 from fusionlib.core import ParameterError, UnknownName, suggest
-from fusionlib.zoo.names import EMBEDDED_TASKS
+from fusionlib.zoo.names import EMBEDDED_TASKS, check_task
 
 KEYS = ("data", "checkpoint", "head")
 Place: TypeAlias = str | PathLike[str]
@@ -31,14 +31,15 @@ def unpack(
 ) -> Entries:
     """Take ``{task: {data: ..., checkpoint: ..., head: ...}}`` apart; a task may also be just the place of its data.
 
-    Raises: ParameterError, for an unknown key, no string, or something that is said twice; UnknownName, if there is
-        no data and no embedded task of the name.
+    Raises: ParameterError, for a task that can't be called so, an unknown key, no string, or something that is said
+        twice; UnknownName, if there is no data and no embedded task of the name.
     """
     if not isinstance(tasks, Mapping):
         return Entries(tasks, checkpoints, heads)
     places: dict[str, Place | None] = {}
     found: dict[str, dict[str, Any]] = {"checkpoint": dict(checkpoints or {}), "head": dict(heads or {})}
     for task, entry in tasks.items():
+        check_task(task)
         if not isinstance(entry, Mapping):
             places[task] = _place(task, "data", entry)
             continue

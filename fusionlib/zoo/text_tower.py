@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, StateDict
-from fusionlib.zoo.files import hash_tensors, home, write_atomically
+from fusionlib.zoo.files import check_writable, hash_tensors, home
+from fusionlib.zoo.kept import keep, read_kept
 from fusionlib.zoo.weights import check_keys, read_config, read_weights
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _BATCH = 256  # prompts that are read together
-_FORMAT = 1  # raised when the same tower and prompts give other vectors
+_FORMAT = 2  # raised when the same tower and prompts give other vectors, or a file of them is another
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,16 @@ def kept_weight(tower: TextTower, prompts: Sequence[str], templates: Sequence[st
 
     The text tower of a published CLIP reads thousands of prompts for a suite, which takes minutes without a GPU.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
     tokens = tower.tokenize(_texts(prompts, templates))
     described = {"ids": tokens["input_ids"], "sizes": torch.tensor([_FORMAT, len(prompts), len(templates)])}
     digest = hashlib.sha256(f"{tower.identity} {hash_tensors(described)}".encode()).hexdigest()
     path = home() / "cache" / "heads" / f"{digest[:32]}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)["weight"]
-        except (SafetensorError, KeyError) as error:
-            raise CheckpointError(f"the kept head {path} can't be read ({error}). Delete the file.") from error
+    kept = read_kept(path, "kept heads")
+    if kept is not None:
+        return kept["weight"]
+    check_writable(path.parent)
     weight = _weight(tower, tokens, len(prompts))
-    write_atomically(path, lambda temporary: save_file({"weight": weight}, temporary))
+    keep(path, {"weight": weight})
     return weight
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fusionlib.core import CheckpointError
+from fusionlib.zoo.checking import check_labels, check_texts
 from fusionlib.zoo.reading import Batch, Draw
 from fusionlib.zoo.recipe import Recipe
+from fusionlib.zoo.rows import read_bytes
 from fusionlib.zoo.task import Task
 
 if TYPE_CHECKING:
@@ -47,18 +49,22 @@ class Tokens:
     def tokens(self, task: Task, split: str) -> tuple[list[Tensor], Tensor]:
         """All examples of a split: their tokens, int64 (L,) each, and labels (n,); kept in memory."""
         source = task.split(split)
-        return _tokens(self, task, split, source.sha256, source.rows)
+        key = (type(self), self, task.name, split, source.sha256, source.rows)
+        if key not in _kept:
+            columns, labels = read_columns(task, split)
+            _kept[key] = self.read(task, columns), labels
+        return _kept[key]
 
     def read(self, task: Task, columns: Mapping[str, list[str]]) -> list[Tensor]:
         """Tokens of every example of a split, given by its columns."""
-        return self.encode(
-            columns.get("text")
-            or [f"{one}{_SEPARATOR}{other}" for one, other in zip(columns["text_a"], columns["text_b"], strict=True)]
-        )
+        if "text" in columns:
+            return self.encode(columns["text"])
+        both = zip(columns["text_a"], columns["text_b"], strict=True)
+        return self.encode([f"{one}{_SEPARATOR}{other}" for one, other in both])
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Tokens of any texts."""
-        encodings = read_tokenizer(self.path).encode_batch(list(texts), add_special_tokens=False)
+        encodings = read_tokenizer(self.path, self.tokenizer).encode_batch(list(texts), add_special_tokens=False)
         return [torch.tensor([*encoding.ids[: self.longest - 1], self.end]) for encoding in encodings]
 
     def collate(self, rows: Sequence[Tensor]) -> Batch:
@@ -115,24 +121,36 @@ def _epoch(lengths: tuple[int, ...], size: int, seed: int, epoch: int) -> list[l
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-@functools.lru_cache(maxsize=4)
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a file of ``tokenizers``; CheckpointError if it is missing."""
+@functools.lru_cache(maxsize=8)
+def read_tokenizer(path: Path, sha256: str) -> Tokenizer:
+    """The tokenizer in a file of ``tokenizers`` that has this hash.
+
+    Raises: CheckpointError, if it is missing, damaged or another than it was.
+    """
     from tokenizers import Tokenizer
 
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the installation is incomplete, install fusionlib again.")
-    return Tokenizer.from_file(str(path))
+    content = read_bytes(path, sha256)
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # the class that tokenizers raises
+        raise CheckpointError(f"the tokenizer {path} can't be read ({error}). Copy or make it again.") from error
+
+
+def read_columns(task: Task, split: str) -> tuple[dict[str, list[str]], Tensor]:
+    """Texts of a split by column, and its labels: int64 for classes, float32 for numbers.
+
+    Raises: ParameterError, naming the first row whose label or text is none; CheckpointError.
+    """
+    source, dataset = task.split(split), task.dataset(split)
+    what = f"the {split} split of task {task.name!r}"
+    columns: Any = dataset.with_format("arrow")[:]
+    labels = columns["label"]
+    check_labels(labels, task.classes, what, source.place)
+    texts = {name: columns[name] for name in columns.column_names if name != "label"}
+    check_texts({name: texts[name] for name in ("text", "text_a", "text_b") if name in texts}, what, source.place)
+    return {name: column.to_pylist() for name, column in texts.items()}, torch.tensor(labels.to_pylist())
 
 
 _kept: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
-
-
-def _tokens(tokens: Tokens, task: Task, split: str, *content: Any) -> tuple[list[Tensor], Tensor]:
-    key = (type(tokens), tokens, task.name, *content)
-    if key not in _kept:
-        columns = task.dataset(split).to_dict()
-        assert isinstance(columns, dict)
-        labels = torch.tensor(columns["label"])  # int64 for classes, float32 for numbers
-        _kept[key] = tokens.read(task, columns), labels
-    return _kept[key]

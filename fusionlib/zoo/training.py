@@ -15,7 +15,7 @@ from fusionlib.core import ParameterError, UnknownName, suggest
 from fusionlib.zoo import names
 from fusionlib.zoo.backbone import Backbone, ClipBackbone
 from fusionlib.zoo.classifiers import ClassifierBackbone
-from fusionlib.zoo.files import home
+from fusionlib.zoo.files import file_name, home
 from fusionlib.zoo.finetune_folder import Making
 from fusionlib.zoo.gpt2 import Gpt2Backbone
 from fusionlib.zoo.hub import loading
@@ -96,7 +96,7 @@ def train(
         base = layer_linearized(base)
     head = base.head(target, heads[task]) if heads and task in heads else base.start_head(target, seed)
     job = Job(base.name, (task,), tuning, seed, recipe)
-    folder = Path(out).expanduser().absolute() if out else _default(base.name, f"{task}-{tuning}-seed{seed}")
+    folder = Path(out).expanduser().absolute() if out else _default(base.name, f"{file_name(task)}-{tuning}-seed{seed}")
     return Making(base, target, head, job, None if embedded else constant).make(folder, where, progress=progress)
 
 
@@ -115,7 +115,7 @@ def _recipe(base: Backbone, name: str, tuning: str, examples: int) -> Recipe:
 
 
 def _default(backbone: str, name: str) -> Path:
-    return home() / "checkpoints" / re.sub(r"[^A-Za-z0-9._-]+", "_", backbone).strip("_.") / name
+    return home() / "checkpoints" / re.sub(r"[^A-Za-z0-9._-]+", "_", backbone).strip("_.")[-100:] / name
 
 
 def _embedded(backbone: str, task: str, tuning: str, seed: int, out: Any, progress: bool) -> Path:
@@ -146,7 +146,7 @@ def _nyuv2(
 
     data: Any = unpack({task: tasks[task]}).tasks
     held_out = max(1, nyuv2_tasks(data[task])[0].num_examples("train") // 10)
-    folder = Path(out).expanduser().absolute() if out else _default(NYUV2, f"{task}-full-seed{seed}")
+    folder = Path(out).expanduser().absolute() if out else _default(NYUV2, f"{file_name(task)}-full-seed{seed}")
     shown: list[tuple[Progress, Job]] = []
 
     def on_step(done: int, steps: int) -> None:

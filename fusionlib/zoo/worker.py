@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import torch
 
 from fusionlib.core import FusionError
+from fusionlib.zoo.files import writing
 from fusionlib.zoo.job import Job
 
 
@@ -44,13 +45,14 @@ def make(job: Job, events: TextIO) -> None:
     """Make one fine-tune, unless another process has made it by the time its lock is free."""
     from filelock import FileLock, Timeout
 
-    job.lock.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _tell(events, event="waiting")
-        lock.acquire()
+    with writing(job.lock):
+        job.lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _tell(events, event="waiting")
+            lock.acquire()
     try:
         if not job.folder.exists():
             _train(job, events)

@@ -30,7 +30,7 @@ class PlainTokens(Tokens):
 
     def read(self, task: Task, columns: Mapping[str, list[str]]) -> list[Tensor]:
         """Tokens of every example of a split, given by its columns."""
-        encode = read_tokenizer(self.path).encode_batch
+        encode = read_tokenizer(self.path, self.tokenizer).encode_batch
         parts = [columns["text"]] if "text" in columns else [columns["text_a"], columns["text_b"]]
         ids = [[each.ids for each in encode(list(texts), add_special_tokens=False)] for texts in parts]
         return [torch.tensor(self._joined(list(row))) for row in zip(*ids, strict=True)]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fusionlib.core import ParameterError
-from fusionlib.zoo.files import hash_file
 from fusionlib.zoo.hub.data_files import builder_of, wanted_data
 from fusionlib.zoo.hub.table import DataSet
-from fusionlib.zoo.task import Split, Task, read_dataset
+from fusionlib.zoo.rows import hash_data, parquet_schema, read_rows
+from fusionlib.zoo.task import Split, Task
 
 _SEED = 0  # of the shuffle and of the part of train that becomes val
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -34,8 +35,8 @@ def hub_task(data: DataSet, folder: Path) -> Task:
     rows = train.rows or ()
     tenth = max(1, len(rows) // 10)
     splits = {
-        "train": Split(train.builder, train.files, train.sha256, rows[tenth:], train.columns),
-        "val": Split(train.builder, train.files, train.sha256, rows[:tenth], train.columns),
+        "train": replace(train, rows=rows[tenth:]),
+        "val": replace(train, rows=rows[:tenth]),
         "test": test,
     }
     note = f"val is a random tenth of train ({tenth} of {len(rows)} examples, seed {_SEED}), taken out of it"
@@ -52,22 +53,24 @@ def _split(data: DataSet, folder: Path, split: str) -> Split:
     names = wanted_data(data.id, there, card if card.is_file() else None, data.config, split)
     paths = [folder / name for name in names]
     builder, files = builder_of(paths), tuple(map(str, paths))
-    examples, columns = _schema(builder, files, data, split)
+    hashes = tuple(_hash(path) for path in paths)
+    identity = hashlib.sha256("".join(f"{sha256}\n" for sha256 in hashes).encode()).hexdigest()
+    examples, columns = _schema(builder, files, hashes, data, split)
     rows = torch.randperm(examples, generator=torch.Generator().manual_seed(_SEED)).tolist()
-    return Split(builder, files, _identity(paths), tuple(rows), columns)
+    return Split(builder, files, identity, tuple(rows), columns, hashes=hashes)
 
 
-def _schema(builder: str, files: tuple[str, ...], data: DataSet, split: str) -> tuple[int, tuple[tuple[str, str], ...]]:
+def _schema(
+    builder: str, files: tuple[str, ...], hashes: tuple[str, ...], data: DataSet, split: str
+) -> tuple[int, tuple[tuple[str, str], ...]]:
     """(number of examples, columns); only the ends of Parquet files are read."""
     from datasets import ClassLabel, Features
 
     if builder == "parquet":
-        from pyarrow.parquet import read_metadata, read_schema
-
-        examples = sum(read_metadata(file).num_rows for file in files)
-        features = Features.from_arrow_schema(read_schema(files[0]))
+        ends = [parquet_schema(file) for file in files]
+        examples, features = sum(rows for rows, _ in ends), Features.from_arrow_schema(ends[0][1])
     else:
-        dataset = read_dataset(builder, files)
+        dataset = read_rows(builder, files, hashes)
         examples, features = len(dataset), dataset.features
     columns = []
     for ours, names in data.columns.items():
@@ -89,16 +92,11 @@ def _schema(builder: str, files: tuple[str, ...], data: DataSet, split: str) -> 
     return examples, tuple(columns)
 
 
-def _identity(paths: Sequence[Path]) -> str:
-    """One hash for the contents of several files.
+def _hash(path: Path) -> str:
+    """SHA-256 of a file.
 
-    The cache of the hub calls large files by their SHA-256, which spares reading them; whether a file still is what
-    its name says, ``fusionlib fetch`` checks.
+    The cache of the hub calls large files by it, which spares reading them here. A file that is not what its name
+    says is noticed when its rows are read, and by ``fusionlib fetch``.
     """
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in paths:
-        name = path.resolve().name
-        digest.update(f"{name if _SHA256.fullmatch(name) else hash_file(path)}\n".encode())
-    return digest.hexdigest()
+    name = path.resolve().name
+    return name if _SHA256.fullmatch(name) else hash_data(path)
