@@ -1,6 +1,6 @@
 """Deep model fusion: ensembles, merges and mixtures behind one small interface.
 
-``import fusionlib`` costs no more than ``import torch``; everything heavier loads on first use. Import it
+``import fusionlib`` itself loads next to nothing, not even torch; everything loads on first use. Import it
 before torchvision, timm, open_clip or peft: it makes them importable beside a CPU build of torch.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionlib import _home, _torchvision
 
-_torchvision.cure()
+_torchvision.cure_when_imported()
 _home.settle()
 
 __version__ = "0.1.0"

@@ -126,16 +126,97 @@ def test_one_writer_at_a_time():
 
 
 @pytest.mark.parametrize("line", ["{oops", "{}", "[1]", '{"counts": {"a": 1}, "tasks": ["a"]}'])
-def test_a_line_edited_by_hand_is_named(line):
+def test_a_line_edited_by_hand_is_named_and_passed_over(line, caplog):
     store(stored(key="1"), stored(key="2"))
     first, last = file().read_text().splitlines()
     file().write_text(f"{first}\n{line}\n{last}\n")
-    records._read.clear()
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"\.jsonl holds a line that is no record .*Delete that line"):
-            records.read()
+        assert [record.key for record in records.read()] == ["1", "2"]
+    (told,) = caplog.messages
+    assert f"{file()} holds a line that is no record" in told and ": line 2 " in told and "Delete that line" in told
     file().write_text(f"{first}\n{last}\n")
+    assert [record.key for record in records.read()] == ["1", "2"] and len(caplog.messages) == 1
+
+
+def test_many_bad_lines_are_one_line_of_the_log(caplog):
+    store(stored(key="1"), stored(key="2"))
+    file().write_text("\n".join(["", *file().read_text().replace("80", "81").splitlines(), *"abcdef", ""]))
+    assert records.read() == [] and len(caplog.messages) == 1
+    assert ": line 1 is not JSON. The same or the like holds for 8 more: 2, 3, 4, 5, 6, ..." in caplog.text
+
+
+def test_an_edited_file_is_read_anew_whatever_its_length(caplog):
+    (record,) = store(stored(key="1"))
+    text = file().read_text()
+    assert records.read() == [record]
+    for changed in (text.replace("[80, 100]", "[8000, 10000]"), text.replace("[80, 100]", "[90, 100]")):
+        file().write_text(changed)
+        assert changed != text and records.read() == []
+    assert [": line 1 was changed after it was written" in told for told in caplog.messages] == [True, True]
+    file().write_text(text)
+    assert records.read() == [record]
+
+
+def test_a_record_that_was_changed_is_measured_again(caplog):
+    first = fl.run("task_arithmetic", toy_suite())
+    line = json.loads(file().read_text())
+    line["counts"]["a"][0] += 1
+    file().write_text(json.dumps(line) + "\n")
+    again = fl.run("task_arithmetic", toy_suite())
+    assert again.counts == first.counts and [r.counts for r in records.read()] == [first.counts]
+    assert "line 1 was changed after it was written" in caplog.text
+
+
+def test_one_key_is_stored_once():
+    first, *_ = store(stored(key="1"), stored(key="1", fusion_seconds=9.0))
+    assert file().read_text().count("\n") == 1 and records.read() == [first]
+    assert records.find("1", first) == first
+
+
+def test_what_another_process_measured_meanwhile_is_not_added(monkeypatch):
+    (record,) = store(stored(key="1"))
+    monkeypatch.setattr(records, "_read", {})  # what this process knew before
+    records.append(dataclasses.replace(record, fusion_seconds=9.0))
+    assert file().read_text().count("\n") == 1
+
+
+def test_a_record_nobody_can_have_measured_is_not_stored():
+    with pytest.raises(ParameterError, match=r"'1' of 'task_arithmetic' can't be stored: it has the counts \[5, 4\]"):
+        store(stored(key="1", counts={"a": (5, 4)}))
+    assert not list(records.folder().glob("*"))
+
+
+def test_a_measurement_outlives_a_home_that_cannot_be_written(tmp_path, caplog):
+    (tmp_path / "home").mkdir()
+    records.folder().write_text("a file where the folder should be")
+    record = fl.run("task_arithmetic", toy_suite())
+    assert record.counts and records.folder().read_text() == "a file where the folder should be"
+    assert "this measurement is not kept" in caplog.text and "FUSIONLIB_HOME" in caplog.text
+    with pytest.raises(CheckpointError, match=r"can't be written \(.*let FUSIONLIB_HOME name a folder"):
+        records.append(record)
+
+
+def test_a_full_disk_leaves_no_half_line(monkeypatch):
+    store(stored(key="1"))
+    before = file().read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "fsync", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            records.append(stored(key="2"))
+    assert file().read_bytes() == before
+    store(stored(key="2"))
     assert [record.key for record in records.read()] == ["1", "2"]
+
+
+def test_methods_are_listed_once_however_many_records(monkeypatch):
+    store(*(stored(key=str(number), hyperparameters={"scale": number / 8}) for number in range(20)))
+    listed = []
+    monkeypatch.setattr(records.methods, "names", lambda: listed.append(1) or ["task_arithmetic"])
+    assert records.comparable(records.read()) == [] and len(listed) <= 3
 
 
 def test_a_deleted_file_is_measured_again():

@@ -7,8 +7,9 @@ from typing import Any
 
 from fusionlib import methods
 from fusionlib.bench import batch_norm, records
+from fusionlib.bench.log import logger
 from fusionlib.bench.provenance import REFERENCES, digest, own_source_hash, provenance, source_hash, versions
-from fusionlib.core import FusionMethod, ParameterError, Record
+from fusionlib.core import CheckpointError, FusionMethod, ParameterError, Record
 from fusionlib.zoo.files import check_writable, hash_tensors
 from fusionlib.zoo.suite import Suite
 
@@ -59,13 +60,19 @@ def question(
 
 
 def answer(asked: Record, measure: Callable[[Record], Record]) -> tuple[Record, bool]:
-    """The stored record of this question, or what ``measure`` makes of it, which is stored; whether it was stored."""
+    """The stored record of this question, or what ``measure`` makes of it, which is stored; whether it was stored.
+
+    Where it can't be written the measured record is returned all the same, and the log says why it is not kept.
+    """
     stored = records.find(asked.key, asked)
     if stored is not None:
         return stored, True
     check_writable(records.folder())  # before what takes long
     record = measure(asked)
-    records.append(record)
+    try:
+        records.append(record)
+    except CheckpointError as error:
+        logger.warning("this measurement is not kept, and would be made again: %s", error)
     return record, False
 
 

@@ -2,29 +2,45 @@
 
 Records of the embedded suites live in the user's cache and are remade at will. Records that cannot be remade
 everywhere (a GPU, a model hub) are committed under ``book/records/`` and carry ``origin = "committed"``.
+A line that was changed by hand, or was written before lines had checksums, is passed over, and the log says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
 from fusionlib import methods
 from fusionlib.bench.log import logger
 from fusionlib.bench.provenance import REFERENCES, digest, source_hash
+from fusionlib.bench.record_lines import NoRecord, from_line, to_line
 from fusionlib.core import CheckpointError, ParameterError, Record
 from fusionlib.zoo import names
 from fusionlib.zoo.files import home
 
-# file -> (bytes read so far, record by key); files only grow, so a change is read from where it began
-_read: dict[Path, tuple[int, dict[str, Record]]] = {}
+_ENOUGH = 5  # lines that are named one by one
+
+
+class _Known(NamedTuple):
+    """What has been read of a file: so many bytes and lines, the last bytes of these, its time, and the records."""
+
+    size: int
+    lines: int
+    end: bytes
+    time: int
+    records: dict[str, Record]
+
+
+# files only grow, unless somebody edits them; so a change is read from where it began
+_read: dict[Path, _Known] = {}
 
 
 def folder() -> Path:
@@ -33,16 +49,22 @@ def folder() -> Path:
 
 
 def append(record: Record) -> None:
-    """Adds a record, durably and all or nothing; several processes may do so at once."""
+    """Adds a record, durably and all or nothing; several processes may do so at once.
+
+    If one of the same key is there by now, because another process measured the same, nothing is added.
+
+    Raises: CheckpointError, if the file can't be written; ParameterError for a record that nobody can have measured.
+    """
+    line = to_line(record)
     path = _file(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(dataclasses.asdict(record), sort_keys=True).encode() + b"\n"
-    with FileLock(f"{path}.lock"):
-        _set_torn_line_aside(path)
-        with open(path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if record.key not in _records_in(path):
+                _set_torn_line_aside(path)
+                _write(path, line)
+    except OSError as error:
+        raise _unusable(path, "written", error) from error
 
 
 def find(record_key: str, like: Record) -> Record | None:
@@ -85,7 +107,9 @@ def comparable(records: Iterable[Record]) -> list[Record]:
     Trials on the test split with other hyper-parameters (an ablation, a failure) are left out: showing the
     best of them would be selection on test data.
     """
-    return [r for r in records if r.method in REFERENCES or r.selected_on is not None or uses_defaults(r)]
+    records = list(records)
+    defaults = _defaults(record.method for record in records)
+    return [r for r in records if r.method in REFERENCES or r.selected_on is not None or _at_defaults(r, defaults)]
 
 
 def preferred(records: Iterable[Record]) -> list[Record]:
@@ -97,13 +121,23 @@ def preferred(records: Iterable[Record]) -> list[Record]:
 
 def uses_defaults(record: Record) -> bool:
     """Whether every hyper-parameter has its default; False if one has no default."""
-    if record.method not in methods.names():
-        return False
-    parameters = inspect.signature(methods.get(record.method).fuse).parameters
-    return all(
-        name in parameters and json_value(parameters[name].default) == value
-        for name, value in record.hyperparameters.items()
+    return _at_defaults(record, _defaults([record.method]))
+
+
+def _at_defaults(record: Record, defaults: Mapping[str, Mapping[str, Any]]) -> bool:
+    known = defaults.get(record.method)
+    return known is not None and all(
+        name in known and known[name] == value for name, value in record.hyperparameters.items()
     )
+
+
+def _defaults(used: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Method -> its parameters' defaults as JSON values, of the methods that fusionlib has."""
+    found = {}
+    for method in set(used).intersection(methods.names()):
+        parameters = inspect.signature(methods.get(method).fuse).parameters
+        found[method] = {name: json_value(parameter.default) for name, parameter in parameters.items()}
+    return found
 
 
 def json_value(value: Any) -> Any:
@@ -127,14 +161,11 @@ def _numbers(value: Any) -> Any:
 
 def _current(records: Iterable[Record]) -> list[Record]:
     newest: dict[tuple, str] = {}
-    kept = [r for r in records if _is_known(r) and r.provenance["source"] == source_hash(r.method)]
+    known = {*REFERENCES, *methods.names()}
+    kept = [r for r in records if r.method in known and r.provenance["source"] == source_hash(r.method)]
     for record in kept:
         newest[_suite_of(record)] = record.provenance["suite"]
     return [r for r in kept if r.provenance["suite"] == newest[_suite_of(r)]]
-
-
-def _is_known(record: Record) -> bool:
-    return record.method in REFERENCES or record.method in methods.names()
 
 
 def _suite_of(record: Record) -> tuple:
@@ -165,34 +196,79 @@ def _file(record: Record) -> Path:
 
 
 def _records_in(path: Path) -> dict[str, Record]:
-    size = path.stat().st_size if path.is_file() else 0
-    offset, records = _read.get(path, (0, {}))
-    if size < offset:  # deleted or replaced meanwhile
-        offset, records = 0, {}
-    if size > offset:
+    try:
+        about = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        _read.pop(path, None)
+        return {}
+    except OSError as error:
+        raise _unusable(path, "read", error) from error
+    known = _read.get(path, _Known(0, 0, b"", about.st_mtime_ns, {}))
+    if (about.st_size, about.st_mtime_ns) == (known.size, known.time):
+        return known.records
+    try:
         with open(path, "rb") as file:
-            file.seek(offset)
+            file.seek(known.size - len(known.end))
+            if about.st_size <= known.size or file.read(len(known.end)) != known.end:  # edited or replaced meanwhile
+                known = _Known(0, 0, b"", 0, {})
+                file.seek(0)
             text = file.read()
-        complete = text[: text.rfind(b"\n") + 1]  # a torn last line is no record; see _set_torn_line_aside
-        for line in complete.splitlines():
-            record = _parse(line, path)
+    except OSError as error:
+        raise _unusable(path, "read", error) from error
+    complete = text[: text.rfind(b"\n") + 1]  # a torn last line is no record; see _set_torn_line_aside
+    lines = complete.split(b"\n")[:-1]
+    records = dict(known.records)
+    refused: dict[int, NoRecord] = {}
+    for number, line in enumerate(lines, start=known.lines + 1):
+        try:
+            record = from_line(line)
+        except NoRecord as problem:
+            refused[number] = problem
+        else:
             records[record.key] = record
-        offset += len(complete)
-    _read[path] = offset, records
+    if refused:
+        _warn(path, refused)
+    end = (known.end + complete)[-64:]
+    size = known.size + len(complete)
+    _read[path] = _Known(size, known.lines + len(lines), end, about.st_mtime_ns, records)
     return records
 
 
-def _parse(line: bytes, path: Path) -> Record:
-    try:
-        fields = json.loads(line)
-        # keys are sorted in the file; the tasks' own order is that of the tables' columns
-        fields["counts"] = {task: tuple(fields["counts"][task]) for task in fields["tasks"]}
-        return Record(**{**fields, "tasks": tuple(fields["tasks"]), "needs": tuple(fields["needs"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} holds a line that is no record ({error}): {line[:80]!r}. "
-            "Delete that line, or the file: the records are measured again when they are needed."
-        ) from error
+def _warn(path: Path, refused: dict[int, NoRecord]) -> None:
+    (first, problem), *others = refused.items()
+    also = ""
+    if others:
+        shown = ", ".join(str(number) for number, _ in others[:_ENOUGH])
+        also = f" The same or the like holds for {len(others)} more: {shown}{', ...' if others[_ENOUGH:] else ''}."
+    logger.warning(
+        "%s holds a line that is no record, and it is passed over: line %d %s.%s Delete that line, or the file: the "
+        "records are measured again when they are needed.",
+        path,
+        first,
+        problem,
+        also,
+    )
+
+
+def _write(path: Path, line: bytes) -> None:
+    """All of a line, or nothing."""
+    with open(path, "ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def _unusable(path: Path, what: str, error: OSError) -> CheckpointError:
+    reason = error.strerror or str(error)
+    return CheckpointError(
+        f"the records in {path} can't be {what} ({reason}). Free some space or change the permissions, or let "
+        "FUSIONLIB_HOME name a folder that can be written."
+    )
 
 
 def _set_torn_line_aside(path: Path) -> None:

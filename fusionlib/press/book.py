@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fusionlib.core import FusionError
 from fusionlib.press.files import digest, digest_files, read_json, write_text
@@ -17,9 +20,15 @@ from fusionlib.press.params import DEFAULT
 from fusionlib.press.project import Project
 from fusionlib.press.serving import serve as serve_site
 from fusionlib.press.staging import source_notebooks, stage
+from fusionlib.zoo.environment import one_core
 
 # jupyter-book 1 has no __main__, and its script need not be on the PATH of the Python that runs this.
-_JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+# It must not go on writing when whoever waits for it has been killed.
+_JUPYTER_BOOK = (
+    "from fusionlib.press.process import die_with_parent; die_with_parent({parent}); "
+    "from jupyter_book.cli.main import main; main()"
+)
+_FINISHED = "build finished with problems"  # what Sphinx says at the end of a build with complaints
 _COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 
@@ -31,29 +40,65 @@ def build(root: Path, *, configurations: Sequence[str] | None = None, serve: boo
         configurations: which to show, the first one as the chapters; by default all that were run.
         serve: show the site in a browser afterwards, until interrupted.
         force: build all pages, also those that did not change.
-    Raises: FusionError, if a chapter was not executed.
+    Raises: FusionError, if a chapter was not executed, if another build is at work, or if nothing can be written.
     """
     project = Project(root)
-    staged, site = root / "_build" / "stage", root / "_build" / "html"
-    note = root / "_build" / "book.json"
+    site = root / "_build" / "html"
+    with _alone(root / "_build"):
+        if not _build(project, configurations or _configurations(project), site, force):
+            return 1
+    if serve:
+        serve_site(site)
+    return 0
+
+
+def _build(project: Project, configurations: Sequence[str], site: Path, force: bool) -> bool:
+    """Stages and builds; whether the site is there.
+
+    The note beside the site says what it was built from, and is empty where jupyter-book came to its end with
+    complaints. Without a note a build was broken off, and what it left (Sphinx's index of words, for one) may be half
+    written.
+    """
+    staged, note = site.with_name("stage"), site.with_name("book.json")
     if force:
-        shutil.rmtree(staged, ignore_errors=True)
-    stage(project, staged, configurations or _configurations(project))
+        note.unlink(missing_ok=True)
+    if not note.is_file():
+        shutil.rmtree(staged if force else staged / "_build", ignore_errors=True)
+    stage(project, staged, configurations)
     files = [path for path in staged.rglob("*") if path.is_file() and "_build" not in path.relative_to(staged).parts]
     key = digest(digest_files(files, staged))
     if not force and read_json(note).get("key") == key and (site / "index.html").is_file():
         print(f"The book is up to date: {site / 'index.html'}")
-    else:
-        note.unlink(missing_ok=True)
-        if not _jupyter_book(staged, root / "_build" / "book.log"):
-            return 1
-        _replace(staged / "_build" / "html", site)
-        source_notebooks(project, site)
-        write_text(note, f'{{"key": "{key}"}}\n')
-        print(f"The book is ready: {site / 'index.html'}")
-    if serve:
-        serve_site(site)
-    return 0
+        return True
+    note.unlink(missing_ok=True)
+    log = site.with_name("book.log")
+    if not _jupyter_book(staged, log):
+        if _FINISHED in log.read_text(encoding="utf-8", errors="replace"):
+            write_text(note, "{}\n")
+        return False
+    _replace(staged / "_build" / "html", site)
+    source_notebooks(project, site)
+    write_text(note, f'{{"key": "{key}"}}\n')
+    print(f"The book is ready: {site / 'index.html'}")
+    return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other build writes below this folder; an error of the file system becomes a sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "book.lock").acquire(timeout=0):
+            yield
+    except Timeout:
+        raise FusionError(f"another `fusionlib book` is building in {folder}: wait for it, or end it first.") from None
+    except OSError as error:
+        if isinstance(error, FusionError):
+            raise
+        raise FusionError(
+            f"the book cannot be written to {folder}: {error}. Free some space or change its permissions, then build "
+            "again."
+        ) from error
 
 
 def _configurations(project: Project) -> list[str]:
@@ -67,14 +112,14 @@ def _configurations(project: Project) -> list[str]:
 
 def _jupyter_book(staged: Path, log: Path) -> bool:
     """Runs jupyter-book; on failure prints what it complained about."""
-    command = [sys.executable, "-c", _JUPYTER_BOOK, "build", "-W", "-n", "--keep-going", str(staged)]
+    code = _JUPYTER_BOOK.format(parent=os.getpid())
+    command = [sys.executable, "-c", code, "build", "-W", "-n", "--keep-going", str(staged)]
+    environment = {**os.environ, "PYTHONPATH": one_core()["PYTHONPATH"], "PYTHONWARNINGS": "ignore"}
     start = time.monotonic()
     print("Building the pages ...", flush=True)
     with open(log, "w", encoding="utf-8") as stream:
         try:
-            done = subprocess.run(
-                command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONWARNINGS": "ignore"}
-            )
+            done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         except OSError as error:
             raise FusionError(f"jupyter-book could not be started ({error}); install the book extra.") from error
     text = _COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace"))

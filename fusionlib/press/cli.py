@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+
+from fusionlib.press.interrupts import INTERRUPTED, ignore, listen
 
 _EXTRA = 'Error: the command line needs the book extra. Install it with: pip install "fusionlib[book]"'
 
@@ -11,9 +14,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code. An error raised on purpose is one line and exit code 2.
 
     Args:
-        arguments: without the program's name; default those of the process.
+        arguments: without the program's name. By default those of the process, which is then taken for the command:
+            it also decides what Ctrl-C does, from here on, before anything heavy is imported, to the very end.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        return _run(arguments)
+    listen(signal.SIGINT)
+    try:
+        return _run(sys.argv[1:])
+    except KeyboardInterrupt:  # between the lines of _run
+        return _interrupted()
+    finally:
+        ignore(signal.SIGINT)  # nothing is left to end but the process itself
+
+
+def _run(arguments: list[str]) -> int:
     try:
         from fusionlib.press.commands import group
     except ModuleNotFoundError as error:
@@ -25,10 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return group.main([a for a in arguments if a != "--traceback"], "fusionlib", standalone_mode=False) or 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
         return _report(error, traceback)
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _report(error: Exception, traceback: bool) -> int:
@@ -38,8 +57,7 @@ def _report(error: Exception, traceback: bool) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, click.Abort):
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     if isinstance(error, ModuleNotFoundError) and not traceback and not (error.name or "").startswith("fusionlib"):
         print(f"{_EXTRA}  (missing: {error.name})", file=sys.stderr)
         return 2

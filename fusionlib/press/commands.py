@@ -175,8 +175,9 @@ def merge(recipe: str, out: str, overrides: tuple[tuple[str, str], ...]) -> None
     from pathlib import Path
 
     from fusionlib.bench import merging
+    from fusionlib.bench.merge_recipe import read_recipe
     from fusionlib.press.params import typed
 
-    asked = merging.read_recipe(Path(recipe)) | {key: typed(text) for key, text in overrides}
+    asked = read_recipe(Path(recipe)) | {key: typed(text) for key, text in overrides}
     folder = merging.merge(folder=out, **asked)
     click.echo(f"Merged {len(asked['finetuned'])} models with {asked['method']} into {folder}.")

@@ -14,12 +14,14 @@ from fusionlib.core import FusionError
 from fusionlib.press import chapters as chapter_files
 from fusionlib.press import params, plan
 from fusionlib.press.files import sweep
+from fusionlib.press.interrupts import INTERRUPTED, ignore, interrupt
 from fusionlib.press.process import fork_refusal
 from fusionlib.press.project import Project
 from fusionlib.press.runner import Runner
 from fusionlib.zoo.environment import cores
 
-OK, FAILED, INTERRUPTED = 0, 1, 130
+OK, FAILED = 0, 1
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def run(project: Project, request: Request, console: Console | None = None) -> i
             prepare(_parameters(pending))
             return FAILED if runner.run() else OK
         except KeyboardInterrupt:
-            _ignore_interrupts()  # ending the kernels takes a moment, and must not be interrupted halfway
+            ignore(*_ENDING)  # ending the kernels takes a moment, and must not be interrupted halfway
             runner.close()
             done = len(jobs) - len(pending) + runner.done
             console.print(f"interrupted: {done} of {len(jobs)} done; run again to go on", style="bold")
@@ -185,17 +187,12 @@ class _Writable:
 
 def _interrupt_on_termination() -> Callable[[], None]:
     """Treat SIGTERM like Ctrl-C; returns what puts the handlers back."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {signum: signal.getsignal(signum) for signum in _ENDING}
+    for signum in _ENDING:
+        signal.signal(signum, interrupt)
 
     def restore() -> None:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
     return restore
-
-
-def _ignore_interrupts() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)

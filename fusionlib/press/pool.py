@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from fusionlib.press.process import fork_refusal, kernel_environment
+from fusionlib.press.zygote import MESSAGE
 
 Events = SimpleQueue[dict[str, Any]]
 
@@ -59,7 +60,7 @@ class ForkPool:
         self._log = _Log()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fusionlib.press.zygote", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "fusionlib.press.zygote", str(theirs.fileno()), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=self._log.file,
             stderr=self._log.file,
@@ -109,8 +110,6 @@ class ForkPool:
         return self._log.tail()
 
     def _receive(self) -> dict[str, Any] | None:
-        from fusionlib.press.zygote import MESSAGE
-
         try:
             message = self._channel.recv(MESSAGE)
         except OSError:

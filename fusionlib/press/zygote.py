@@ -18,7 +18,6 @@ import sys
 import time
 from typing import Any
 
-from fusionlib.press.job import Job
 from fusionlib.press.process import die_with_parent, fork_refusal_here
 
 _PRELOAD = (
@@ -39,12 +38,14 @@ _PRELOAD = (
     "ipykernel.kernelapp",
     "ipykernel.zmqshell",
     "fusionlib.press.engine",
+    "fusionlib.press.job",
 )
 MESSAGE = 1 << 17  # bytes, the largest message
 
 
 def main() -> None:
-    """Serve the socket whose file descriptor is the one argument."""
+    """Serve the socket whose file descriptor is the first argument; the second is the runner's process id."""
+    die_with_parent(int(sys.argv[2]))  # the imports take seconds, in which nobody would see the socket close
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
     os.dup2(2, 1)  # what kernels print goes to the runner's log
@@ -89,6 +90,8 @@ def _fork_job(order: dict[str, Any], channel: socket.socket) -> int:
         return pid
     status = 1
     try:
+        from fusionlib.press.job import Job  # imported long ago
+
         job = Job(order, lambda event: _send(channel, {**event, "id": order["id"]}), fork=True)
         die_with_parent(parent, signal.SIGTERM)
         job.run()

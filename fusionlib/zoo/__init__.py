@@ -7,10 +7,9 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from fusionlib.zoo.files import home
-
-# loaded on first use: they import torch modules that `import fusionlib.zoo` need not pay for
+# loaded on first use: they import torch, which a process that only has to watch for its end need not pay for
 _LAZY = {
+    "home": "fusionlib.zoo.files",
     "load_suite": "fusionlib.zoo.suite",
     "Suite": "fusionlib.zoo.suite",
     "SuiteSpec": "fusionlib.zoo.suite",
@@ -38,6 +37,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from fusionlib.zoo.files import home
     from fusionlib.zoo.heads import CosineHead
     from fusionlib.zoo.nyuv2_training import nyuv2_suite, train_nyuv2
     from fusionlib.zoo.preparing import missing, prepare

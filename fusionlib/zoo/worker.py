@@ -15,23 +15,26 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-
-from fusionlib.core import FusionError
-from fusionlib.zoo.files import writing
-from fusionlib.zoo.job import Job
+if TYPE_CHECKING:
+    from fusionlib.zoo.job import Job
 
 
 def main() -> None:
     """Work on jobs until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    torch.set_num_threads(1)
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not mix with the events
     jobs: queue.Queue[str] = queue.Queue()
+    # before anything heavy is imported, so that the parent's end is noticed at any time
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    import torch
+
+    from fusionlib.core import FusionError
+    from fusionlib.zoo.job import Job
+
+    torch.set_num_threads(1)
     while True:
         job = Job.from_json(json.loads(jobs.get()))
         try:
@@ -44,6 +47,8 @@ def main() -> None:
 def make(job: Job, events: TextIO) -> None:
     """Make one fine-tune, unless another process has made it by the time its lock is free."""
     from filelock import FileLock, Timeout
+
+    from fusionlib.zoo.files import writing
 
     lock = FileLock(job.lock)
     with writing(job.lock):
