@@ -167,6 +167,12 @@ def test_table_of_published_numbers_beside_ours():
     assert table.note.startswith("CLIP ViT-B/32, eight tasks. Published numbers, in %. In brackets: ours minus")
 
 
+def test_a_column_that_would_be_empty_is_not_shown():
+    table = against(lines(B32), [record(backbone="tiny-clip")])
+    assert list(table.columns[:3]) == ["Method", "Average", "sun397"]
+    assert table.note == "CLIP ViT-B/32, eight tasks. Published numbers, in %. None of them was measured here."
+
+
 def test_averages_that_were_not_published_have_an_asterisk():
     sweep = published.entries(published.select(published.read("hyperparameter_sweeps"), setting="HEAD; lambda=0.5"))
     table = against([entry for entry in sweep if entry.suite.startswith("flan")])

@@ -100,7 +100,7 @@ def test_leaderboard_says_by_what_its_rows_can_be_chosen():
     table = tables.leaderboard([*some_records(), guided])
     assert dict(table.facets) == {
         "Kind": ["", "", *["merge"] * 4],
-        "Uses": ["", "", "unlabelled inputs", *["weights alone"] * 3],
+        "Uses": ["", "", "unlabelled inputs", "labels to choose", *["weights alone"] * 2],
         "Hyper-parameters": ["", "", "–", "tuned on val", "–", "defaults"],
     }
     assert parse_table(table)[0][2]["Extra memory"] == "12 MB"
@@ -179,6 +179,7 @@ def test_cards_have_a_row_per_method():
     assert [row["Method"] for row in texts] == [methods.get(name).card.title for name in methods.names()]
     by_title = {row["Method"]: row for row in texts}
     assert by_title["TIES-Merging"]["Hyper-parameters"] == "density, scale, trim, combine, zero_sign"
+    assert by_title["Weighted Averaging"]["Information used"] == "labels to choose weights"
     assert by_title["Simple Averaging"] == {
         "Method": "Simple Averaging",
         "Kind": "merge",

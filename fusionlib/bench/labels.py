@@ -81,7 +81,18 @@ def information(record: Record) -> str:
         "finetuned": "the task of an input",
         "multitask": "all training data",
     }
-    return known.get(record.method) or ", ".join(USES[need] for need in record.needs) or "weights alone"
+    if record.method in known:
+        return known[record.method]
+    used = [USES[need] for need in record.needs] + (["labels to choose"] if record.selected_on else [])
+    return ", ".join(used) or "weights alone"
+
+
+def information_of(method: Method) -> str:
+    """What a method uses beyond the weights by its card, and whether labels are needed to choose its values."""
+    values = parameters_of(method).items()
+    open_ = [name for name, default in values if default == "required"]
+    used = [USES[need] for need in sorted(methods.get(method).card.needs)]
+    return ", ".join([*used, *(f"labels to choose {name}" for name in open_)]) or "weights alone"
 
 
 def percent(value: float | None) -> str:

@@ -34,8 +34,9 @@ class Folded:
 def against(entries: Sequence[Entry], records: Iterable[Record] = ()) -> Table:
     """Published accuracy by method and task; where a record of ours measured the same, the difference in points.
 
-    References come first and do not compete; of the others the best published number of each column is bold, the
-    second underlined. An average with an asterisk is computed from its row, because none was published.
+    The column "Here" is shown only if something was measured here. References come first and do not compete; of the
+    others the best published number of each column is bold, the second underlined. An average with an asterisk is
+    computed from its row, because none was published.
 
     Args:
         entries: of one suite and the same tasks.
@@ -54,24 +55,26 @@ def against(entries: Sequence[Entry], records: Iterable[Record] = ()) -> Table:
     marks = mark_best(
         [[e and _average(e) for e in competing], *([e and e.values[task] for e in competing] for task in tasks)]
     )
+    found = [reproduced(entry, records) for entry in ordered]
+    here = any(found)
     body = []
-    for index, entry in enumerate(ordered):
-        record = reproduced(entry, records)
+    for index, (entry, record) in enumerate(zip(ordered, found, strict=True)):
         change = differences(entry, record) if record else {}
         average = f"{_average(entry):.1f}{'*' if entry.published is None else ''}"
         ours = f"{100 * record.average:.1f} ({100 * record.average - _average(entry):+.1f})" if record else NOT_RUN
         name = entry.method + (f" ({entry.short_setting})" if entry.short_setting else "")
-        cells = [Cell(name, number=False), Cell(average, marks[0][index]), Cell(ours, number=False)]
+        cells = [Cell(name, number=False), Cell(average, marks[0][index])]
+        cells += [Cell(ours, number=False)] if here else []
         for column, task in enumerate(tasks, start=1):
             beside = f" ({change[task]:+.1f})" if record else ""
             cells.append(Cell(f"{entry.values[task]:.1f}{beside}", marks[column][index]))
         body.append(cells)
     bounds = sum(map(is_reference, ordered))
     return Table(
-        ["Method", "Average", "Here", *tasks],
+        ["Method", "Average", *(["Here"] if here else []), *tasks],
         body,
         [bounds] if 0 < bounds < len(ordered) else [],
-        _note(ordered, records),
+        _note(ordered, here),
     )
 
 
@@ -79,8 +82,8 @@ def _average(entry: Entry) -> float:
     return entry.mean if entry.published is None else entry.published
 
 
-def _note(ordered: Sequence[Entry], records: Sequence[Record]) -> str:
+def _note(ordered: Sequence[Entry], here: bool) -> str:
     title = suite_facts(ordered[0].suite).get("title", ordered[0].suite)
     asterisk = " * computed from its row." if any(entry.published is None for entry in ordered) else ""
-    differs = " In brackets: ours minus published, points." if any(reproduced(e, records) for e in ordered) else ""
-    return f"{title}. Published numbers, in %.{asterisk}{differs}"
+    ours = "In brackets: ours minus published, points." if here else "None of them was measured here."
+    return f"{title}. Published numbers, in %.{asterisk} {ours}"

@@ -72,6 +72,17 @@ def find(record_key: str, like: Record) -> Record | None:
     return _records_in(_file(like)).get(record_key)
 
 
+def trials(of: Record) -> list[Record]:
+    """The stored validation records of a record's method and suite, counted on whatever examples."""
+    return [
+        record
+        for record in _records_in(_file(of)).values()
+        if (record.method, record.split) == (of.method, "val")
+        and record.provenance["suite"] == of.provenance["suite"]
+        and record.provenance["source"] == of.provenance["source"]
+    ]
+
+
 def read(
     *,
     backbone: str | None = None,

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fusionlib.bench.drawing import axes, bounds_first
+from fusionlib.bench.edges import edges
 from fusionlib.bench.heatmap import heatmap
 from fusionlib.bench.labels import title
 from fusionlib.bench.scores import Row, rows
@@ -26,6 +27,8 @@ def sweep(
     ax: Axes | None = None,
 ) -> Figure:
     """Average accuracy over one hyper-parameter with its 95 % band, or a heat map over two.
+
+    Where validation data's best value is the last one tried, the axis says so.
 
     Args:
         records: from ``fl.sweep``; with several seeds their mean is drawn, and the band is a standard deviation.
@@ -52,7 +55,7 @@ def sweep(
     _draw_levels(ax, [(title(row.first.method).split(" (")[0], 100 * row.average) for row in rows(references)])
     if mark is not None:
         ax.axvline(mark, color=GREY, lw=1, ls=":")
-    ax.set(xlabel=x, ylabel=f"average accuracy, {first.split} (%)")
+    ax.set(xlabel=_axis(found, x), ylabel=f"average accuracy, {first.split} (%)")
     return fig
 
 
@@ -99,7 +102,22 @@ def _sweep_map(found: Sequence[Row], x: str, y: str) -> Figure:
     average = {(row.first.hyperparameters[y], row.first.hyperparameters[x]): 100 * row.average for row in found}
     matrix = [[average.get((row, column), float("nan")) for column in across] for row in down]
     names = [_short(value) for value in down]
-    return heatmap(matrix, names, columns=[_short(value) for value in across], x_label=x, y_label=y, diverging=False)
+    return heatmap(
+        matrix,
+        names,
+        columns=[_short(value) for value in across],
+        x_label=_axis(found, x),
+        y_label=_axis(found, y),
+        diverging=False,
+    )
+
+
+def _axis(found: Sequence[Row], name: str) -> str:
+    """The hyper-parameter, and whether its best value is the last one that was tried on validation data."""
+    if found[0].first.split != "val":
+        return name
+    sides = [edge.side for edge in edges([row.first for row in found]) if edge.name == name]
+    return f"{name} (the best is the {sides[0]} tried)" if sides else name
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionlib import methods
 from fusionlib.bench.hyperparameters import Method
-from fusionlib.bench.labels import USES, label, parameters_of, percent, short_labels, title
+from fusionlib.bench.labels import information_of, label, parameters_of, percent, short_labels, title
 from fusionlib.bench.leaderboard import leaderboard, note, ordered_rows, rule
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.scores import average_half_width, kept
@@ -95,7 +95,7 @@ def cards() -> Table:
     for name in methods.names():
         card = methods.get(name).card
         _, stored, active = _returned(card)
-        uses = ", ".join(USES[need] for need in sorted(card.needs)) or "weights alone"
+        uses = information_of(name)
         knobs = ", ".join(parameters_of(name)) or "none"
         body.append([Cell(text, number=False) for text in (card.title, card.kind, uses, knobs, stored, active)])
     return Table(["Method", "Kind", "Information used", "Hyper-parameters", "Stored", "Per prediction"], body)
@@ -114,7 +114,7 @@ def fact_box(method: Method) -> Facts:
     facts = [
         ("Kind", card.kind),
         ("Returns", returned),
-        ("Uses", ", ".join(USES[need] for need in sorted(card.needs)) or "weights alone"),
+        ("Uses", information_of(method)),
         ("Works on", "outputs, not weights" if card.kind == "ensemble" else grain[card.scope]),
         ("Hyper-parameters", ", ".join(f"{k} = {v}" for k, v in parameters_of(method).items()) or "none"),
         ("Stored", stored),

@@ -1,0 +1,32 @@
+"""Words that follow from numbers, for prose which compares: a sentence keeps its side when the numbers change theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+ROUNDING = 0.05  # what is shown with one decimal as 0.0 is no change
+
+
+def verb(change: float, up: str, down: str, same: str, within: float = ROUNDING) -> str:
+    """``up``, ``down``, or ``same`` where the change is no larger than ``within``.
+
+    Args:
+        change: a difference, such as one in points.
+        within: half the width of the interval of this very difference; without one, what rounds to nothing. Half
+            widths of the two accuracies do not tell: methods are measured on the same examples.
+    """
+    if abs(change) <= within:
+        return same
+    return up if change > 0 else down
+
+
+def listed(names: Iterable[str], none: str = "none") -> str:
+    """Names as a sentence has them: "a", "a and b", "a, b and c"."""
+    *first, last = list(names) or [none]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def numbered(values: Mapping[str, float], fmt: str = "{:+.1f}", none: str = "none") -> str:
+    """Names with their numbers, the largest first: "mnist (+3.1) and letters (-2.0)", with a sign for minus."""
+    ordered = sorted(values, key=lambda name: values[name], reverse=True)
+    return listed([f"{name} ({fmt.format(values[name])})".replace("(-", "(\N{MINUS SIGN}") for name in ordered], none)

@@ -1,0 +1,26 @@
+"""Words follow from numbers."""
+
+import pytest
+
+from fusionlib.bench.wording import listed, numbered, verb
+
+
+@pytest.mark.parametrize(
+    ("change", "within", "word"),
+    [
+        (0.3, 0.05, "raises"),
+        (-0.3, 0.05, "lowers"),
+        (0.04, 0.05, "leaves"),
+        (-0.05, 0.05, "leaves"),
+        (1.0, 1.2, "leaves"),
+        (-1.3, 1.2, "lowers"),
+    ],
+)
+def test_a_verb_has_the_side_of_its_number(change, within, word):
+    assert verb(change, "raises", "lowers", "leaves", within) == word
+
+
+def test_lists():
+    assert [listed("a"), listed("ab"), listed("abc"), listed([])] == ["a", "a and b", "a, b and c", "none"]
+    assert numbered({"letters": -2.04, "mnist": 3.06}) == "mnist (+3.1) and letters (\N{MINUS SIGN}2.0)"
+    assert numbered({}, none="no task") == "no task"
