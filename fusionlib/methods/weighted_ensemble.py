@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
 from fusionlib.core import MethodCard, ParameterError
 from fusionlib.ops.coefficients import model_weights
 from fusionlib.ops.modules import Ensemble
+from fusionlib.ops.values import PerModel, checked
 
 card = MethodCard(
     name="weighted_ensemble",
@@ -21,13 +23,14 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module],
     *,
-    weights: Sequence[float],
+    weights: PerModel,
     normalize: bool = True,
-    average: str = "logits",
+    average: Literal["logits", "probabilities", "features"] = "logits",
 ) -> Ensemble:
     """One module that holds all T fine-tuned models and returns the weighted sum of their outputs.
 
