@@ -143,19 +143,19 @@ def test_in_and_out_of_no_grad(method):
     ("given", "message"),
     [
         ({"init": math.nan}, "init = nan is not a finite number"),
-        ({"lr": 0}, "lr = 0.0 is out of range"),
+        ({"lr": 0}, "lr = 0 is out of range"),
         ({"lr": -1e-3}, "lr = -0.001 is out of range"),
         ({"lr": math.inf}, "lr = inf is not a finite number"),
         ({"steps": -1}, "steps = -1 is not allowed; it must be an integer, 0 or greater"),
         ({"steps": 2.5}, "steps = 2.5"),
         ({"steps": True}, "steps = True"),
         ({"batch_size": 0}, "batch_size = 0 is not allowed; it must be an integer, 1 or greater"),
-        ({"clamp": 1.0}, r"clamp = 1.0 is not allowed; give \(low, high\)"),
+        ({"clamp": 1.0}, r"clamp = 1.0 is not allowed; it must be \(low, high\)"),
         ({"clamp": (0, 1, 2)}, "clamp = "),
         ({"clamp": (1, 0)}, "is empty"),
         ({"clamp": (0, math.nan)}, r"clamp\[1\] = nan"),
         ({"clamp": (0.5, 1)}, r"init = 0.3 is out of range; allowed: \[0.5, 1\]"),
-        ({"split": "validation"}, "has no split 'validation'"),
+        ({"split": "validation"}, "split = 'validation' is not known"),
     ],
 )
 def test_bad_hyperparameters(method, given, message):

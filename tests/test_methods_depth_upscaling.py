@@ -24,6 +24,7 @@ from fusionlib.core import NonFiniteError, ParameterError
 from fusionlib.methods import depth_upscaling
 from fusionlib.ops.blocks import only_block_list
 from fusionlib.ops.modules import output_tensor
+from fusionlib.testing import assert_same_weights
 
 SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 4, "num_attention_heads": 2}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -145,16 +146,35 @@ def test_a_block_that_only_its_place_can_hold():
         depth_upscaling.fuse(gpt2(scale_attn_by_inverse_layer_idx=True))
 
 
-@pytest.mark.parametrize("layers", [[4], [-1], [(0, 5)], [(2, 2)], [(0, 1, 2)], ["0-2"], [1.0], [True], [[0, None]]])
-def test_wrong_entries_are_named(layers):
+@pytest.mark.parametrize("layers", [[4], [-1], [(0, 5)], [(2, 2)]])
+def test_entries_out_of_range_are_named(layers):
     with pytest.raises(ParameterError, match=r"indices from 0 to 3, and ranges \(start, stop\)"):
         depth_upscaling.fuse(clip(), layers=layers)
 
 
-@pytest.mark.parametrize("layers", [[], "0-3", 6])
-def test_no_layers(layers):
-    with pytest.raises(ParameterError, match="names no layer"):
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([(0, 1, 2)], r"layers\[0\] = \(0, 1, 2\) is not allowed; it must be a range \(start, stop\)"),
+        ([0, "0-2"], r"layers\[1\] = '0-2' is not allowed; it must be an index or a range \(start, stop\)"),
+        ([1.0], r"layers\[0\] = 1.0 .* Write 1\."),
+        ([True], r"layers\[0\] = True is not allowed"),
+        ([[0, None]], r"layers\[0\]\[1\] = None is not allowed; it must be an integer"),
+        ("0-3", "it must be a list in which every element is an index or a range"),
+        (6, "it must be a list"),
+        ([], "names no layer"),
+    ],
+)
+def test_what_is_no_list_of_layers_is_refused(layers, message):
+    with pytest.raises(ParameterError, match=message):
         depth_upscaling.fuse(clip(), layers=layers)
+
+
+def test_layers_as_arrays():
+    model = clip()
+    by_hand = depth_upscaling.fuse(model, layers=[(0, 2), (1, 3)]).state_dict()
+    for layers in (torch.tensor([[0, 2], [1, 3]]), [0, torch.tensor(1), [1, 2], 2]):
+        assert_same_weights(depth_upscaling.fuse(model, layers=layers).state_dict(), by_hand, rtol=0, atol=0)
 
 
 def test_what_has_no_single_stack_is_refused():

@@ -86,7 +86,7 @@ def test_a_single_weight_is_that_member():
         ({"weights": [1, 2]}, "weights has 2 numbers for 3"),
         ({"weights": [1, -2, 3]}, "negative"),
         ({"weights": [0, 0, 0]}, "sum to 0"),
-        ({"weights": [1, math.nan, 0]}, "not finite"),
+        ({"weights": [1, math.nan, 0]}, r"weights\[1\] = nan is not a finite number"),
         ({"weights": [1, 1, 1], "average": "votes"}, "'logits', 'probabilities', 'features'"),
         ({"weights": [2, -1, 0], "normalize": False, "average": "probabilities"}, "make no probability"),
         ({"weights": [0, 0, 0], "normalize": False, "average": "probabilities"}, "make no probability"),

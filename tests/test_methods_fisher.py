@@ -123,7 +123,7 @@ def test_labels_are_asked_for_only_where_they_are_used():
     ("given", "message"),
     [
         ({"floor": -1e-6}, "floor = -1e-06 is out of range"),
-        ({"floor": math.nan}, "floor = nan is out of range"),
+        ({"floor": math.nan}, "floor = nan is not a finite number"),
         ({"labels": "true"}, "'model', 'data'"),
         ({"num_examples": 0}, "num_examples = 0"),
         ({"batch_size": 0}, "batch_size = 0"),

@@ -97,5 +97,5 @@ def test_wrong_hyperparameters_are_named():
     with pytest.raises(ParameterError, match="unit = 'layer' is not known; allowed: 'block', 'tensor'"):
         model_recombination.fuse(states[0], states, unit="layer")
     for seed in (0.5, True):
-        with pytest.raises(ParameterError, match=r"seed = .* is not an integer"):
+        with pytest.raises(ParameterError, match=r"seed = .* must be an integer"):
             model_recombination.fuse(states[0], states, seed=seed)

@@ -49,7 +49,16 @@ def refused(project, monkeypatch):
         ("# first\ntask: tiny8", "one.yaml, line 2: no chapter has a parameter 'task'. Did you mean 'tasks'?"),
         ("scale: fast", "one.yaml, line 1: scale='fast' must be a number, as in chapter methods/a."),
         ("scale: true", "scale=True must be a number"),
-        ("scale: 1e-3", "but YAML reads 1e-3 as a string: write it with a point and a sign, 1.0e-3"),
+        ("scale: .nan", "scale=nan must be a number"),
+        ("scale: " + "9" * 400, "must be a number"),
+        ("steps: " + "9" * 5000, "one.yaml is not YAML"),
+        ("names: " + "[" * 5000, "one.yaml: lists and mappings are nested too deeply"),
+        ("backbone: ~nouser/x", "there is no home folder of that user"),
+        ("backbone: " + "b" * 300, "can't be looked for: File name too long"),
+        ('backbone: "a\\0b"', "can be no path"),
+        ("tasks: {pets: ~nouser/x}", "there is no home folder of that user"),
+        ("tasks: {a: x, a: y}", "'a' is set on line 1, twice"),
+        ("seeds: [99999999999999999999]", "is too large"),
         ("steps: 1.5", "steps=1.5 must be an integer"),
         ("steps: null", "steps=None must be an integer"),
         ("names: [x, 1]", "names=['x', 1] must be a list in which every element is a string"),
@@ -63,7 +72,7 @@ def refused(project, monkeypatch):
         ("tasks: []", "the list of tasks is empty"),
         ("tasks: {}", "tasks={} must name at least one task"),
         ("tasks: {pets: ./nowhere}", "the data of 'pets' should be at './nowhere'"),
-        ("tasks: {1: ./nowhere}", "must name at least one task"),
+        ("tasks: {1: ./nowhere}", "line 1: the key '1' is not a name"),
         ("tasks: {pets: {data: ./nowhere}}", "the data of 'pets' should be at './nowhere'"),
         ("tasks: {mnist: {checkpoint: ./nowhere}}", "the checkpoint of 'mnist' should be at './nowhere'"),
         ("tasks: {pets: {dat: ./nowhere}}", "task 'pets' has 'dat', which is not known. Did you mean 'data'?"),
@@ -82,7 +91,6 @@ def refused(project, monkeypatch):
         ("- scale", "one.yaml must hold `name: value` lines"),
         ("steps: 1\nscale: {a: 1}", "one.yaml, line 2: 'scale' is nested"),
         ("names: [[x]]", "'names' is nested"),
-        ("limit: 2024-01-01", "'limit' is nested, or a date without quotes"),
         ("scale: [1", "one.yaml: line 1 is not YAML"),
         ("scale: 1.0\nscale: 2.0", "'scale' is set on line 1 and on line 2"),
         ("1: 2", "line 1: the key '1' is not a name; put it in quotes"),
@@ -107,6 +115,8 @@ def test_overrides_are_checked_like_files(refused):
     assert "-p: scale='fast' must be a number" in refused("scale: 1.0", overrides=[("scale", "fast")])
     assert "-p: scale=True must be a number" in refused("scale: 1.0", overrides=[("scale", "True")])
     assert "-p: seeds=3 must be a list" in refused("scale: 1.0", overrides=[("seeds", "3")])
+    assert "-p scale is given twice, as 1 and as 2" in refused("scale: 1.0", overrides=[("scale", "1"), ("scale", "2")])
+    assert "'a' is set on line 1, twice" in refused("scale: 1.0", overrides=[("tasks", "{a: x, a: y}")])
 
 
 def test_a_file_may_hold_parameters_of_chapters_that_were_not_chosen(project, refused):
@@ -218,6 +228,101 @@ def test_fine_tunes_of_all_chapters_are_made_together(project, monkeypatch):
     clip = [("tiny-clip", kind, task) for kind in ("full", "lora") for task in ("emoji", "flags")]
     gpt2 = [("tiny-gpt2", "full", task) for task in SETS["tiny-text7"]]
     assert [(job.backbone, job.kind, *job.tasks) for job in wanted] == clip + gpt2
+
+
+@pytest.mark.parametrize("value", ["1e-3", "1E+3", "1", ".5", "1_000.0"])
+def test_a_number_is_one_however_it_is_written(project, value):
+    (project.params / "one.yaml").write_text(f"scale: {value}")
+    (configuration,), _ = grid.resolve(project, grid.Request(params=["one"]))
+    assert configuration.values["scale"] == float(value)
+
+
+def test_a_file_elsewhere_never_fills_the_folder_of_one_in_params(project, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("one", "mine", ".hidden", ".."):
+        (other / f"{name}.yaml").write_text("scale: 2.0")
+    (configuration,), _ = grid.resolve(project, grid.Request(params=[str(other / "one.yaml")]))
+    assert configuration.name.startswith("one+in_") and configuration.values == {"scale": 2.0}
+    (configuration,), _ = grid.resolve(project, grid.Request(params=[str(other / "mine.yaml")]))
+    assert configuration.name == "mine"
+    for name in (".hidden", ".."):
+        with pytest.raises(ParameterError, match="needs a name that doesn't begin with a dot"):
+            grid.resolve(project, grid.Request(params=[str(other / f"{name}.yaml")]))
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(ParameterError, match="there is no file of parameters"):
+            params.locate([name], project)
+        with pytest.raises(ParameterError, match="no chapter matches"):
+            grid.resolve(project, grid.Request(params=["one"], chapters=(name,)))
+
+
+DECLARED = """points: "int >= 2" = 4
+rates: "list[float > 0]" = [0.1]
+average: "str('logits', 'features')" = "logits"
+most: "(int >= 1) | None" = None
+top: "1 <= int <= points" = 2
+gentle: "dict(steps=int >= 0, lr=float > 0)" = {"steps": 1, "lr": 0.1}
+others: "dict[str, tuple[str, int]]" = {}
+free = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("points", ["2", "7"], ["1", "2.0", "True", "None", "x", "[2]", "'2'"]),
+        (
+            "rates",
+            ["[1]", "[1e-3, 2]"],
+            ["[]", "[0.1, 0.1]", "[0]", "0.1", "['1']", "[True]", "[.nan]", "[[1]]", "{a: 1}"],
+        ),
+        ("average", ["features"], ["Logits", "1", "None", "[logits]", "{logits: 1}"]),
+        ("most", ["1", "null"], ["0", "1.5", "no"]),
+        ("top", ["1", "4"], ["0", "5"]),
+        (
+            "gentle",
+            ["{steps: 0, lr: 1}"],
+            ["{steps: 0}", "{steps: 0, lr: 1, x: 1}", "{steps: -1, lr: 1}", "1", "{1: 2}"],
+        ),
+        ("others", ["{}", "{a: [b, 1]}"], ["{a: [b]}", "{a: [1, b]}", "[]"]),
+        ("free", ["3"], ["x", "1.5"]),
+    ],
+)
+def test_a_parameters_cell_says_what_is_allowed(project, key, good, bad):
+    (project.params / "both.yaml").write_text("density: 0.2")
+    write_chapter(project, "methods/a", parameters=DECLARED)
+    for text in good:
+        grid.resolve(project, grid.Request(params=["both"], chapters=("a",), overrides=[(key, text)]))
+    for text in bad:
+        with pytest.raises(ParameterError, match=rf"-p:? {key}"):
+            grid.resolve(project, grid.Request(params=["both"], chapters=("a",), overrides=[(key, text)]))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('a: "int >= 2" = 1', "the parameters cell refuses its own default: a = 1 is not allowed"),
+        ('a: "whole" = 1', "the declaration of a, 'whole', can't be read"),
+        ('a: "int >=" = 1', "can't be read"),
+        ('a: "1 <= 2 <= int" = 1', "can't be read"),
+        ('a: "int <= b" = 1', "can't be read"),
+        ("a: \"str('x', 1)\" = 1", "can't be read"),
+        ('a: "int ** 2" = 1', "can't be read"),
+        ('a: "int != 2" = 1', "can't be read"),
+    ],
+)
+def test_what_a_parameters_cell_cannot_declare(project, source, message):
+    write_chapter(project, "methods/a", parameters=source)
+    with pytest.raises(ParameterError, match=message):
+        chapters.read_all(project)
+
+
+def test_methods_that_read_data_are_asked_too(project):
+    write_chapter(project, "methods/regmean", parameters=SIX + "off_diagonal = 0.9\nridge = 0.0\nnum_examples = 8")
+    found = [chapter for chapter in chapters.read_all(project) if chapter.name == "methods/regmean"]
+    for key, value in (("off_diagonal", 1.1), ("ridge", -1.0), ("num_examples", 0)):
+        with pytest.raises(ParameterError, match=rf"-p: {key} = {value}"):
+            params.check([params.Configuration("one", "one.yaml", {key: value}, {})], found, found, project.root)
 
 
 def test_a_hyperparameter_out_of_range_is_refused_before_anything_runs(project):

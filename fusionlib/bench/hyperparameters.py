@@ -9,14 +9,17 @@ from typing import Any
 
 from fusionlib import methods
 from fusionlib.core import FusionMethod, ParameterError, suggest
+from fusionlib.ops.values import allowed, bind
 
 Method = str | ModuleType | FusionMethod
 
 
 def complete(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All hyper-parameters of the method, defaults included.
+    """All hyper-parameters of the method, defaults included, as plain Python values.
 
-    Raises: ParameterError for one that is unknown (naming the close match) or missing.
+    1 where a number is meant is 1.0, and a tensor or NumPy's number is Python's: one question, one record.
+
+    Raises: ParameterError for one that is unknown (naming the close match), missing, or not as the signature says.
     """
     known = methods.get(method)
     title = known.card.name
@@ -31,10 +34,16 @@ def complete(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     missing = [n for n, p in takes.items() if p.default is inspect.Parameter.empty and n not in given]
     if missing:
         raise ParameterError(f"{title} needs a value for {', '.join(map(repr, missing))}, which has no default.")
-    defaults = {name: parameter.default for name, parameter in takes.items()}
-    return {name: _as_default(given.get(name, default), default) for name, default in defaults.items()}
+    annotations = allowed(known.fuse)
+    return {name: _read(name, given.get(name, p.default), p.default, annotations[name]) for name, p in takes.items()}
 
 
-def _as_default(value: Any, default: Any) -> Any:
-    """1 where the default is 1.0 is the same question, and so must be the same number."""
-    return float(value) if type(value) is int and isinstance(default, float) else value
+def _read(name: str, value: Any, default: Any, annotation: Any) -> Any:
+    if annotation is Any:  # a method of the user's own without annotations: the default says what is meant
+        return float(value) if type(value) is int and isinstance(default, float) else value
+    try:
+        return bind(annotation, value, name)
+    except ParameterError:
+        if value is default:  # ``low: float = None`` says that None is allowed, too
+            return value
+        raise

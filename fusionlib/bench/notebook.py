@@ -1,12 +1,15 @@
-"""Two helpers that only make sense in a notebook: numbers for prose, and a guard against misspelt parameters."""
+"""Two helpers that only make sense in a notebook: numbers for prose, and a guard against wrong parameters."""
 
 from __future__ import annotations
 
 import ast
-import itertools
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from fusionlib.bench.declared import parameters, refusal
+from fusionlib.bench.shared_parameters import SHARED, impossible
 from fusionlib.core import ParameterError, suggest
 
 _PREFIX = "application/papermill.record/"
@@ -31,11 +34,11 @@ def glue(name: str, value: Any, fmt: str = "{}") -> None:
 
 
 def check_parameters() -> None:
-    """Refuses a parameter that papermill passed and the chapter does not have; elsewhere does nothing.
+    """Refuses parameters that the chapter does not have, or that are not what its parameters cell says.
 
-    papermill itself only warns, and a misspelt parameter would run the defaults.
+    papermill itself only warns of the first, and knows nothing of the second. Where no notebook runs, nothing happens.
 
-    Raises: ParameterError, naming the close match.
+    Raises: ParameterError, with what is allowed; for a name that is not known, with the close match.
     """
     try:
         from IPython.core.getipython import get_ipython
@@ -43,13 +46,29 @@ def check_parameters() -> None:
         return
     shell = get_ipython()
     cells = [] if shell is None else [source for source in shell.user_ns.get("In", []) if source.strip()]
-    for own, injected in itertools.pairwise(cells):
-        if injected.startswith("# Parameters"):
-            declared, given = _assigned(own), _assigned(injected)
-            for name in given:
-                if name not in declared:
-                    hint = nested(name) or suggest(name, declared)
+    for index, source in enumerate(cells):
+        injected = cells[index + 1] if cells[index + 1 :] and cells[index + 1].startswith("# Parameters") else None
+        names = _assigned(source)
+        if injected is not None:
+            for name in _assigned(injected):
+                if name not in names:
+                    hint = nested(name) or suggest(name, names)
                     raise ParameterError(f"this chapter has no parameter {name!r}.{hint}")
+        if injected is not None or set(SHARED) <= set(names):
+            _check_values(source, shell.user_ns)
+
+
+def _check_values(cell: str, namespace: Mapping[str, Any]) -> None:
+    """Holds the values that a notebook now has to what its parameters cell declares."""
+    try:
+        declared = parameters(cell, "this chapter")
+    except ParameterError:  # an ordinary cell, in front of one that only begins like papermill's
+        return
+    values = {name: namespace[name] for name in declared if name in namespace}
+    for name, value in values.items():
+        wrong = impossible(name, value, Path.cwd()) if name in SHARED else refusal(name, values, declared)
+        if wrong:
+            raise ParameterError(wrong)
 
 
 def nested(key: str) -> str:
@@ -59,5 +78,8 @@ def nested(key: str) -> str:
 
 
 def _assigned(source: str) -> list[str]:
-    nodes = (node for statement in ast.parse(source).body for node in ast.walk(statement))
+    try:
+        nodes = [node for statement in ast.parse(source).body for node in ast.walk(statement)]
+    except (SyntaxError, ValueError):  # a cell of IPython's own, such as %time, declares nothing
+        return []
     return [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
@@ -11,6 +10,7 @@ from fusionlib.core import MethodCard, ParameterError
 from fusionlib.ops.blocks import only_block_list
 from fusionlib.ops.guided import check_one
 from fusionlib.ops.restack import restacked
+from fusionlib.ops.values import Layers, checked
 
 card = MethodCard(
     name="depth_upscaling",
@@ -22,11 +22,12 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module] = (),
     *,
-    layers: Sequence[int | Sequence[int]] | None = None,
+    layers: Layers | None = None,
 ) -> nn.Module:
     """Build a new stack of layers out of copies of the model's own.
 
@@ -52,33 +53,20 @@ def _solar(num_blocks: int) -> list[int]:
     return [*range(num_blocks - overlap), *range(overlap, num_blocks)]
 
 
-def _listed(layers: Any, num_blocks: int) -> list[int]:
+def _listed(layers: Sequence[int | tuple[int, int]], num_blocks: int) -> list[int]:
     """The indices, ranges written out."""
-    entries = layers if isinstance(layers, Sequence) and not isinstance(layers, str) else []
     order: list[int] = []
-    for entry in entries:
-        if _is_index(entry, num_blocks):
-            order.append(entry)
-        elif _is_range(entry, num_blocks):
-            order += range(*entry)
-        else:
+    for entry in layers:
+        start, stop = (entry, entry + 1) if isinstance(entry, int) else entry
+        if not 0 <= start < stop <= num_blocks:
             raise ParameterError(
                 f"layers = {layers!r} holds {entry!r}; allowed for a model of {num_blocks} blocks: indices from 0 to "
                 f"{num_blocks - 1}, and ranges (start, stop) with 0 <= start < stop <= {num_blocks}."
             )
+        order += range(start, stop)
     if not order:
         raise ParameterError(
             f"layers = {layers!r} names no layer; give a list of indices and (start, stop) ranges, such as "
             f"[(0, {num_blocks}), {num_blocks - 1}], which repeats the last of the model's {num_blocks} blocks."
         )
     return order
-
-
-def _is_index(entry: Any, num_blocks: int) -> bool:
-    return type(entry) is int and 0 <= entry < num_blocks
-
-
-def _is_range(entry: Any, num_blocks: int) -> bool:
-    if not isinstance(entry, list | tuple) or len(entry) != 2 or any(type(end) is not int for end in entry):
-        return False
-    return 0 <= entry[0] < entry[1] <= num_blocks

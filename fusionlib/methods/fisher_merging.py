@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fusionlib.core import MethodCard, NonFiniteError, StateDict
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.coefficients import in_range, one_of
 from fusionlib.ops.fisher import diagonal_fisher
 from fusionlib.ops.guided import checked_states, with_weights
 from fusionlib.ops.modules import Batch
 from fusionlib.ops.streaming import Block, mean, stream
+from fusionlib.ops.values import Count, NotNegative, checked
 
 card = MethodCard(
     name="fisher_merging",
@@ -30,16 +31,17 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module],
     *,
     data: CalibrationData,
-    num_examples: int = 256,
-    batch_size: int = 32,
-    floor: float = 1e-6,
+    num_examples: Count = 256,
+    batch_size: Count = 32,
+    floor: NotNegative = 1e-6,
     normalize: bool = True,
-    labels: str = "model",
+    labels: Literal["model", "data"] = "model",
 ) -> nn.Module:
     """The mean of the models, each weight weighted by its diagonal Fisher information in each model.
 
@@ -58,8 +60,6 @@ def fuse(
         (see ``ops.fisher``). The authors search a coefficient per model; here normalising takes its place. FusionBench
         squares the gradient of a summed batch, and reads the first 256 images.
     """
-    in_range("floor", floor, 0, math.inf)
-    one_of("labels", labels, ("model", "data"))
     base, states = checked_states(pretrained, finetuned, data)
     weights, moves = _Sums(), _Sums()
     for task, model, state in zip(data.tasks, finetuned, states, strict=True):

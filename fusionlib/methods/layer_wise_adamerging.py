@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Literal
 
 from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.adapting import minimise_entropy
 from fusionlib.ops.calibration import CalibrationData
+from fusionlib.ops.values import Count, Interval, Positive, Whole, checked
 
 card = MethodCard(
     name="layer_wise_adamerging",
@@ -25,17 +27,18 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module],
     *,
     data: CalibrationData,
     init: float = 0.3,
-    lr: float = 1e-3,
-    steps: int = 500,
-    batch_size: int = 16,
-    clamp: Sequence[float] | None = None,
-    split: str = "val",
+    lr: Positive = 1e-3,
+    steps: Whole = 500,
+    batch_size: Count = 16,
+    clamp: Interval | None = None,
+    split: Literal["train", "val", "test"] = "val",
 ) -> nn.Module:
     """As task-wise AdaMerging, with a coefficient for every parameter tensor (a weight, a bias) of every model.
 

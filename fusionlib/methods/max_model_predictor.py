@@ -9,6 +9,7 @@ from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.modules import MaxEnsemble
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="max_model_predictor",
@@ -21,6 +22,7 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(pretrained: nn.Module, finetuned: Sequence[nn.Module], *, center: bool = False) -> MaxEnsemble:
     """One module that holds all T fine-tuned models; a class scores what its strongest advocate gives it.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
-from fusionlib.core import MethodCard, ParameterError, StateDict
-from fusionlib.ops.coefficients import one_of
+from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.finite import check_inputs_finite
 from fusionlib.ops.statedict import check_compatible, fused_names
 from fusionlib.ops.streaming import stream
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="model_recombination",
@@ -28,13 +29,14 @@ card = MethodCard(
 _NUMBERED = re.compile(r"(.*_)?\d+")
 
 
+@checked
 def fuse(
     pretrained: StateDict,
     finetuned: Sequence[StateDict],
     *,
     seed: int = 0,
     return_all: bool = False,
-    unit: str = "block",
+    unit: Literal["block", "tensor"] = "block",
 ) -> StateDict | list[StateDict]:
     """Permute every group of corresponding layers over the models, each group by its own random permutation.
 
@@ -52,9 +54,6 @@ def fuse(
     Deviates: the paper's layers are ours with unit="block". FusionBench shuffles a module's single tensors, without a
         seed, and integer buffers with them.
     """
-    one_of("unit", unit, ("block", "tensor"))
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ParameterError(f"seed = {seed!r} is not an integer; use one, such as 0.")
     check_compatible(pretrained, finetuned)
     check_inputs_finite(pretrained, finetuned)
     dealt = {

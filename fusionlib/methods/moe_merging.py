@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Literal
 
 from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
-from fusionlib.ops.coefficients import one_of
 from fusionlib.ops.experts import with_experts
 from fusionlib.ops.guided import checked_result, checked_states, with_weights
 from fusionlib.ops.streaming import mean, stream
+from fusionlib.ops.values import Count, NotNegative, Whole, checked
 
 card = MethodCard(
     name="moe_merging",
@@ -25,14 +26,15 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module],
     *,
-    rest: str = "pretrained",
-    top_k: int = 2,
-    router_std: float = 0.02,
-    seed: int = 0,
+    rest: Literal["pretrained", "average"] = "pretrained",
+    top_k: Count = 2,
+    router_std: NotNegative = 0.02,
+    seed: Whole = 0,
 ) -> nn.Module:
     """One model in which each MLP is a choice among the T fine-tuned MLPs, made per token by a random linear router.
 
@@ -49,7 +51,6 @@ def fuse(
     Deviates: stops before the fine-tuning with which the paper trains the routers and all else. mergekit's default
         routers are hidden states of a prompt per expert.
     """
-    one_of("rest", rest, ("pretrained", "average"))
     base, states = checked_states(pretrained, finetuned)
     shared = with_weights(pretrained, stream(base, states, mean)) if rest == "average" else pretrained
     experts = {name: [model.get_submodule(name) for model in finetuned] for name in mlp_names(pretrained)}

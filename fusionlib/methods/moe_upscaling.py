@@ -8,9 +8,9 @@ from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
-from fusionlib.ops.coefficients import whole
 from fusionlib.ops.experts import with_experts
 from fusionlib.ops.guided import check_one, checked_result
+from fusionlib.ops.values import Count, NotNegative, Whole, checked
 
 card = MethodCard(
     name="moe_upscaling",
@@ -22,14 +22,15 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module] = (),
     *,
-    num_experts: int = 4,
-    top_k: int = 2,
-    router_std: float = 0.02,
-    seed: int = 0,
+    num_experts: Count = 4,
+    top_k: Count = 2,
+    router_std: NotNegative = 0.02,
+    seed: Whole = 0,
 ) -> nn.Module:
     """Copy every dense MLP ``num_experts`` times and let a random linear router choose ``top_k`` copies per token.
 
@@ -46,7 +47,6 @@ def fuse(
     Deviates: no noise, capacity limit or balancing loss. The paper replaces every second MLP, and lets experts choose
         tokens in encoders.
     """
-    whole("num_experts", num_experts, 1)
     check_one(pretrained)
     experts = {name: [pretrained.get_submodule(name)] * num_experts for name in mlp_names(pretrained)}
     return checked_result(with_experts(pretrained, experts, top_k=top_k, router_std=router_std, seed=seed))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from fusionlib.core import MethodCard, NonFiniteError
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.coefficients import in_range
 from fusionlib.ops.gram import gram_matrices, linear_layers, solve_symmetric
 from fusionlib.ops.guided import checked_states, with_weights
 from fusionlib.ops.statedict import tied_names
 from fusionlib.ops.streaming import mean, stream
+from fusionlib.ops.values import AtLeast, AtMost, Count, NotNegative, checked
 
 card = MethodCard(
     name="regmean",
@@ -31,15 +31,16 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module],
     *,
     data: CalibrationData,
-    num_examples: int = 256,
-    batch_size: int = 32,
-    off_diagonal: float = 0.95,
-    ridge: float = 0.0,
+    num_examples: Count = 256,
+    batch_size: Count = 32,
+    off_diagonal: Annotated[float, AtLeast(0), AtMost(1)] = 0.95,
+    ridge: NotNegative = 0.0,
     double: bool = False,
 ) -> nn.Module:
     """Solve one least-squares problem per linear layer, on the inputs that each model's own task gives it.
@@ -58,8 +59,6 @@ def fuse(
         at the average. Gram matrices are means over tokens, as in the authors' code (the paper sums), and without
         padding. The factor is 0.9 in the paper, 0.1, 0.5 and 0.95 in public code.
     """
-    in_range("off_diagonal", off_diagonal, 0, 1)
-    in_range("ridge", ridge, 0, math.inf)
     base, states = checked_states(pretrained, finetuned, data)
     fused = stream(base, states, mean, reads_base=False)
     ties = tied_names(base)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.streaming import mean, stream
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="simple_average",
@@ -17,6 +18,7 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(pretrained: StateDict, finetuned: Sequence[StateDict]) -> StateDict:
     """The mean of the fine-tuned models, weight by weight.
 

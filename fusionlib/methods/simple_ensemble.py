@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.modules import Ensemble
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="simple_ensemble",
@@ -19,7 +21,13 @@ card = MethodCard(
 )
 
 
-def fuse(pretrained: nn.Module, finetuned: Sequence[nn.Module], *, average: str = "logits") -> Ensemble:
+@checked
+def fuse(
+    pretrained: nn.Module,
+    finetuned: Sequence[nn.Module],
+    *,
+    average: Literal["logits", "probabilities", "features"] = "logits",
+) -> Ensemble:
     """One module that holds all T fine-tuned models and averages their outputs, each counting the same.
 
     Args:

@@ -9,6 +9,7 @@ from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import model_scales
 from fusionlib.ops.given import num_models
 from fusionlib.ops.streaming import moved, stream
+from fusionlib.ops.values import PerModel, checked
 
 card = MethodCard(
     name="task_arithmetic",
@@ -21,7 +22,8 @@ card = MethodCard(
 )
 
 
-def fuse(pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float | Sequence[float] = 0.3) -> StateDict:
+@checked
+def fuse(pretrained: StateDict, finetuned: Sequence[StateDict], *, scale: float | PerModel = 0.3) -> StateDict:
     """Pretrained weights plus ``scale`` times the sum of the task vectors.
 
     Args:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
-from fusionlib.ops.coefficients import finite, in_range, one_of
 from fusionlib.ops.memory import grown
 from fusionlib.ops.statedict import check_compatible
 from fusionlib.ops.streaming import Block, block_at, stream
 from fusionlib.ops.trim import global_trim, tensor_trim
+from fusionlib.ops.values import Above, AtMost, checked
 
 card = MethodCard(
     name="ties_merging",
@@ -26,15 +27,16 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: StateDict,
     finetuned: Sequence[StateDict],
     *,
-    density: float = 0.2,
+    density: Annotated[float, Above(0), AtMost(1)] = 0.2,
     scale: float = 1.0,
-    trim: str = "global",
-    combine: str = "mean",
-    zero_sign: str = "majority",
+    trim: Literal["global", "tensor"] = "global",
+    combine: Literal["mean", "sum", "max"] = "mean",
+    zero_sign: Literal["majority", "positive"] = "majority",
 ) -> StateDict:
     """Trim, elect signs, merge what agrees, add ``scale`` times the result to the pretrained weights.
 
@@ -52,11 +54,6 @@ def fuse(
         FusionBench's default is combine="sum", scale=0.3; mergekit and PEFT trim per tensor with
         zero_sign="positive", and mergekit weighs the models in the election.
     """
-    in_range("density", density, 0, 1, low_open=True)
-    finite("scale", scale)
-    one_of("trim", trim, ("global", "tensor"))
-    one_of("combine", combine, ("mean", "sum", "max"))
-    one_of("zero_sign", zero_sign, ("majority", "positive"))
     check_compatible(pretrained, finetuned)
     trimmed = (global_trim if trim == "global" else tensor_trim)(pretrained, finetuned, density)
 

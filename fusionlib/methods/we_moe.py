@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fusionlib.core import MethodCard, NonFiniteError
 from fusionlib.ops.blocks import mlp_names
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.coefficients import finite, in_range, whole
 from fusionlib.ops.entropy import mean_entropy
 from fusionlib.ops.guided import checked_result, checked_states, with_weights
 from fusionlib.ops.streaming import Block, stream
 from fusionlib.ops.substitutes import with_substitutes
+from fusionlib.ops.values import Count, Positive, Whole, checked
 from fusionlib.ops.weight_ensembling import WeightEnsembledMLP
 
 card = MethodCard(
@@ -33,18 +33,19 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module],
     *,
     data: CalibrationData,
     scale: float = 0.3,
-    router_layers: int = 2,
+    router_layers: Literal[0, 1, 2] = 2,
     init: float = 0.3,
-    lr: float = 1e-4,
-    steps: int = 500,
-    batch_size: int = 16,
-    split: str = "val",
+    lr: Positive = 1e-4,
+    steps: Whole = 500,
+    batch_size: Count = 16,
+    split: Literal["train", "val", "test"] = "val",
 ) -> nn.Module:
     """Task arithmetic, except that in each MLP a router sets the coefficients of the task vectors for every sample.
 
@@ -62,7 +63,6 @@ def fuse(
         here a sample's never depend on the others, and padding is left out of the mean over tokens. A causal model
         routes by the whole text it is given: it can classify, but its next token depends on how the text is cut.
     """
-    _check(scale, init, lr, steps)
     base, states = checked_states(pretrained, finetuned, data)
 
     def task_arithmetic(block: Block) -> Tensor:
@@ -118,10 +118,3 @@ def _train(
     for parameter in asked:
         parameter.requires_grad_(True)
     return torch.stack(entropies).cpu() if entropies else torch.zeros(0, len(streams))
-
-
-def _check(scale: float, init: float, lr: float, steps: int) -> None:
-    finite("scale", scale)
-    finite("init", init)
-    in_range("lr", finite("lr", lr), 0, math.inf, low_open=True)
-    whole("steps", steps, 0)

@@ -11,6 +11,7 @@ from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import model_weights
 from fusionlib.ops.given import num_models
 from fusionlib.ops.streaming import Block, stream
+from fusionlib.ops.values import PerModel, checked
 
 card = MethodCard(
     name="weighted_average",
@@ -23,8 +24,9 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
-    pretrained: StateDict, finetuned: Sequence[StateDict], *, weights: Sequence[float], normalize: bool = True
+    pretrained: StateDict, finetuned: Sequence[StateDict], *, weights: PerModel, normalize: bool = True
 ) -> StateDict:
     """The weighted mean of the fine-tuned models.
 

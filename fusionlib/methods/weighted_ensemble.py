@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from fusionlib.core import MethodCard, ParameterError
 from fusionlib.ops.coefficients import model_weights
 from fusionlib.ops.given import num_models
 from fusionlib.ops.modules import Ensemble
+from fusionlib.ops.values import PerModel, checked
 
 card = MethodCard(
     name="weighted_ensemble",
@@ -22,13 +24,14 @@ card = MethodCard(
 )
 
 
+@checked
 def fuse(
     pretrained: nn.Module,
     finetuned: Sequence[nn.Module],
     *,
-    weights: Sequence[float],
+    weights: PerModel,
     normalize: bool = True,
-    average: str = "logits",
+    average: Literal["logits", "probabilities", "features"] = "logits",
 ) -> Ensemble:
     """One module that holds all T fine-tuned models and returns the weighted sum of their outputs.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from fusionlib.core import NonFiniteError, ParameterError
 from fusionlib.ops.blending import Blend
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.coefficients import finite, in_range, whole
+from fusionlib.ops.coefficients import in_range
 from fusionlib.ops.entropy import mean_entropy
 from fusionlib.ops.given import check_modules
 from fusionlib.ops.guided import check_tasks
@@ -51,9 +50,11 @@ def minimise_entropy(
 ) -> Adapted:
     """Adam on the coefficients of the task vectors; the loss sums the mean entropies of one batch of every task.
 
+    Single values are taken as they are: the signatures of the methods say what is allowed.
+
     Raises: ParameterError, KeyMismatch, NonFiniteError.
     """
-    limits = _check(init, lr, steps, batch_size, clamp)
+    limits = _limits(init, clamp)
     check_modules(pretrained, finetuned)
     check_tasks(len(finetuned), data)
     blend = Blend(pretrained, finetuned, init, by_layer=by_layer)
@@ -108,18 +109,10 @@ def entropy_backward(blend: Blend, data: CalibrationData, batches: Sequence[Batc
     return torch.stack(found)
 
 
-def _check(
-    init: float, lr: float, steps: int, batch_size: int, clamp: Sequence[float] | None
-) -> tuple[float, float] | None:
-    finite("init", init)
-    in_range("lr", finite("lr", lr), 0, math.inf, low_open=True)
-    whole("steps", steps, 0)
-    whole("batch_size", batch_size, 1)
+def _limits(init: float, clamp: Sequence[float] | None) -> tuple[float, float] | None:
     if clamp is None:
         return None
-    if isinstance(clamp, str) or not isinstance(clamp, Sequence) or len(clamp) != 2:
-        raise ParameterError(f"clamp = {clamp!r} is not allowed; give (low, high), such as (0, 1), or None.")
-    low, high = finite("clamp[0]", clamp[0]), finite("clamp[1]", clamp[1])
+    low, high = clamp
     if not low < high:
         raise ParameterError(f"clamp = {clamp!r} is empty; the first number must be the smaller one.")
     in_range("init", init, low, high)

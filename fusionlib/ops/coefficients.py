@@ -1,11 +1,13 @@
-"""Reading the numbers a user gives per model, with errors that finish the sentence."""
+"""The coefficients of a sum over models, and checks of single values for what is called without a signature."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from fusionlib.core import ParameterError
+from fusionlib.ops.values import Above, AtLeast, AtMost, PerModel, bind
 
 
 def model_weights(weights: Sequence[float], num_models: int, *, normalize: bool) -> list[float]:
@@ -22,8 +24,10 @@ def model_weights(weights: Sequence[float], num_models: int, *, normalize: bool)
             "use weights >= 0, or normalize=False for a plain weighted sum."
         )
     total = sum(values)
-    if total == 0:
-        raise ParameterError(f"weights = {values} sum to 0 and cannot be normalised; at least one must be > 0.")
+    if not 0 < total < float("inf"):
+        raise ParameterError(
+            f"weights = {values} sum to {total:g} and cannot be normalised; the sum must be finite, and greater than 0."
+        )
     return [value / total for value in values]
 
 
@@ -32,33 +36,23 @@ def model_scales(scale: float | Sequence[float], num_models: int) -> list[float]
 
     Raises: ParameterError, if their number is wrong or one is not finite.
     """
-    if isinstance(scale, (int, float)):
-        scale = [scale] * num_models
-    return _one_per_model("scale", scale, num_models)
+    read = bind(float | PerModel, scale, "scale", num_models=num_models)
+    return _one_per_model("scale", read if isinstance(read, list) else [read] * num_models, num_models)
 
 
 def _one_per_model(name: str, values: Sequence[float], num_models: int) -> list[float]:
-    listed = [float(value) for value in values]
     if num_models == 0:
         raise ParameterError("there is nothing to fuse: `finetuned` is empty; pass at least one model.")
-    if len(listed) != num_models:
-        raise ParameterError(
-            f"{name} has {len(listed)} numbers for {num_models} fine-tuned models; give one per model, in order."
-        )
-    if not all(math.isfinite(value) for value in listed):
-        raise ParameterError(f"{name} = {listed} holds a number that is not finite; all must be.")
-    return listed
+    return bind(PerModel, values, name, num_models=num_models)
 
 
 def in_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> float:
-    """The value, if it lies in [low, high], or (low, high] if ``low_open``.
+    """The value, if it is finite and lies in [low, high], or (low, high] if ``low_open``.
 
     Raises: ParameterError, with name, value and range, otherwise.
     """
-    if not (low < value if low_open else low <= value) or not value <= high:
-        bracket = "(" if low_open else "["
-        raise ParameterError(f"{name} = {value!r} is out of range; allowed: {bracket}{low:g}, {high:g}].")
-    return float(value)
+    below = [AtMost(high)] if math.isfinite(high) else []
+    return bind(Annotated[float, Above(low) if low_open else AtLeast(low), *below], value, name)
 
 
 def finite(name: str, value: float) -> float:
@@ -66,9 +60,7 @@ def finite(name: str, value: float) -> float:
 
     Raises: ParameterError, with name and value, otherwise.
     """
-    if not math.isfinite(value):
-        raise ParameterError(f"{name} = {value!r} is not a finite number; use one that is.")
-    return float(value)
+    return bind(float, value, name)
 
 
 def whole(name: str, value: int, low: int) -> int:
@@ -76,16 +68,12 @@ def whole(name: str, value: int, low: int) -> int:
 
     Raises: ParameterError, with name, value and range, otherwise.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ParameterError(f"{name} = {value!r} is not allowed; it must be an integer, {low} or greater.")
-    return value
+    return bind(Annotated[int, AtLeast(low)], value, name)
 
 
-def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
     """The value, if it is one of those allowed.
 
     Raises: ParameterError, with name, value and those allowed, otherwise.
     """
-    if value not in allowed:
-        raise ParameterError(f"{name} = {value!r} is not known; allowed: {', '.join(map(repr, allowed))}.")
-    return value
+    return bind(Literal[*allowed], value, name)

@@ -15,14 +15,14 @@ A chapter may restrict itself in the notebook's metadata, under ``"fusionlib"``:
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from fusionlib.bench import declared
 from fusionlib.core import ParameterError, suggest
 from fusionlib.press.files import digest
 from fusionlib.press.project import Project
@@ -42,6 +42,7 @@ class Chapter:
         last: whether it runs after all the others.
         keeps: parameters whose values in a configuration are passed over.
         tunings: kinds of fine-tuning whose models it loads besides those of a configuration.
+        declared: the lines of its parameters cell, with what they allow.
         identity: hash of its cells (sources, tags) and metadata; outputs do not count.
     """
 
@@ -53,6 +54,7 @@ class Chapter:
     identity: str
     keeps: tuple[str, ...] = ()
     tunings: tuple[str, ...] = ()
+    declared: Mapping[str, declared.Parameter] = field(default_factory=dict)
 
 
 def read_all(project: Project) -> list[Chapter]:
@@ -82,7 +84,8 @@ def read(path: Path, book: Path) -> Chapter:
     name = path.relative_to(book).with_suffix("").as_posix()
     own = metadata.get("fusionlib", {})
     configurations, last = _restrictions(name, own, path)
-    parameters = literals(tagged[0], str(path)) if tagged else {}
+    cell = declared.parameters(tagged[0], str(path)) if tagged else {}
+    parameters = {name: parameter.default for name, parameter in cell.items()}
     return Chapter(
         path=path,
         name=name,
@@ -92,37 +95,8 @@ def read(path: Path, book: Path) -> Chapter:
         identity=digest([cells, own]),
         keeps=_keeps(own, parameters, path),
         tunings=_tunings(own, path),
+        declared=cell,
     )
-
-
-def literals(source: str, where: str) -> dict[str, Any]:
-    """Names and values that a parameters cell assigns.
-
-    Args:
-        source: the cell; every statement must be ``name = literal``.
-        where: named in errors.
-
-    Raises: ParameterError, with the line, if a statement is anything else.
-    """
-    found: dict[str, Any] = {}
-    try:
-        for statement in ast.parse(source).body:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    pass
-                case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-                    pass
-                case _:
-                    raise _not_literal(where, statement.lineno, source)
-            try:
-                found[name] = ast.literal_eval(value)
-            except ValueError:
-                raise _not_literal(where, statement.lineno, source) from None
-    except SyntaxError as error:
-        raise ParameterError(
-            f"{where}: line {error.lineno} of the parameters cell is not Python: {error.msg}."
-        ) from None
-    return found
 
 
 def select(chapters: list[Chapter], patterns: tuple[str, ...], project: Project) -> list[Chapter]:
@@ -154,7 +128,12 @@ def _matches(chapter: Chapter, pattern: str, project: Project) -> bool:
         chapter.path.as_posix(),
     )
     typed = pattern.replace("\\", "/").removeprefix("./").rstrip("/")
-    return any(fnmatch(spelling, typed) for spelling in spellings) or Path(pattern).resolve() == chapter.path
+    if any(fnmatch(spelling, typed) for spelling in spellings):
+        return True
+    try:
+        return Path(pattern).resolve() == chapter.path
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
 
 
 def _restrictions(name: str, own: Any, path: Path) -> tuple[str | tuple[str, ...], bool]:
@@ -191,14 +170,6 @@ def _tunings(own: Mapping[str, Any], path: Path) -> tuple[str, ...]:
             "'l-lora'."
         )
     return tuple(tunings)
-
-
-def _not_literal(where: str, line: int, source: str) -> ParameterError:
-    text = source.splitlines()[line - 1].strip()
-    return ParameterError(
-        f"{where}: line {line} of the parameters cell, {text!r}, is not `name = literal`. "
-        "Only numbers, strings, None, True, False and lists or mappings of them can be parameters."
-    )
 
 
 def _stable(cell: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def book(no_run: bool, serve: bool, **asked: Any) -> int:
             return code
     shown = None
     if asked["params"]:
-        read = [files.read(path) for path in files.locate(asked["params"], found)]
+        read = [files.read(path, found) for path in files.locate(asked["params"], found)]
         shown = [files.override(configuration, asked["overrides"]).name for configuration in read]
     return build(found.root, configurations=shown, serve=serve, force=asked["force"])
 
@@ -122,7 +122,7 @@ def prepare(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> 
     from fusionlib.press.chapters import read_all
 
     found = project.find()
-    read = [files.override(files.read(path), overrides) for path in files.locate(params, found)]
+    read = [files.override(files.read(path, found), overrides) for path in files.locate(params, found)]
     files.check(read, [], read_all(found), found.root)
     grid.prepare([configuration.values for configuration in read])
     click.echo(f"Fine-tunes are ready for: {', '.join(configuration.name for configuration in read)}.")

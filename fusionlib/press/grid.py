@@ -88,7 +88,7 @@ def resolve(project: Project, request: Request) -> tuple[list[params.Configurati
 
     Raises: ParameterError.
     """
-    read = [params.read(path) for path in params.locate(request.params, project)]
+    read = [params.read(path, project) for path in params.locate(request.params, project)]
     configurations = [params.override(configuration, request.overrides) for configuration in read]
     everything = chapter_files.read_all(project)
     if not everything:

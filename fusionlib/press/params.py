@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fusionlib.bench import yaml_values
 from fusionlib.bench.notebook import nested
 from fusionlib.core import ParameterError, suggest
+from fusionlib.ops.values import shown
 from fusionlib.press.chapters import Chapter
+from fusionlib.press.files import digest
 from fusionlib.press.project import Project
 from fusionlib.press.trial import out_of_range
 from fusionlib.press.values import SHARED, impossible, mismatch
 
 DEFAULT = "tiny-clip"
-_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ def locate(names: Iterable[str], project: Project) -> list[Path]:
     for name in given or [DEFAULT] * (DEFAULT in there) or there[:1]:
         path = Path(name)
         named = project.params / f"{name}.yaml"
-        if not path.is_file() and not named.is_file():
-            raise ParameterError(f"there is no file of parameters {name!r}.{suggest(path.stem, there)}")
-        found.append(path.resolve() if path.is_file() else named)
+        if not _is_file(path) and not _is_file(named):
+            raise ParameterError(f"there is no file of parameters {shown(name)}.{suggest(path.stem, there)}")
+        found.append(path.resolve() if _is_file(path) else named)
     if not found:
         raise ParameterError(f"there is no file of parameters in {project.params}: write params/tiny-clip.yaml.")
     stems = [path.stem for path in found]
@@ -66,38 +65,38 @@ def locate(names: Iterable[str], project: Project) -> list[Path]:
     return found
 
 
-def read(path: Path) -> Configuration:
+def read(path: Path, project: Project | None = None) -> Configuration:
     """A file of parameters.
+
+    Args:
+        path: the file.
+        project: one in whose ``params/`` another file may have this name, and what is shown in the book is that one's.
 
     Raises: ParameterError, with the line, if it is malformed, nested, not a mapping, or has a key twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} cannot be read: {error}.") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "the file"
-        raise ParameterError(f"{path.name}: {line} is not YAML: {error.problem}.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ParameterError(f"{path.name} is not YAML: {error}.") from None
-    if not isinstance(node, yaml.MappingNode):
+    values, lines = yaml_values.load_file(path)
+    if not isinstance(values, dict):
         raise ParameterError(f"{path.name} must hold `name: value` lines, the names of a parameters cell.")
-    lines: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if key.tag != "tag:yaml.org,2002:str":
-            raise ParameterError(f"{path.name}, line {line}: the key {key.value!r} is not a name; put it in quotes.")
-        if key.value in lines:
-            raise ParameterError(f"{path.name}: {key.value!r} is set on line {lines[key.value]} and on line {line}.")
-        if not _flat(value) and key.value != "tasks":
+    for key, value in values.items():
+        if not _flat(value) and key != "tasks":
             raise ParameterError(
-                f"{path.name}, line {value.start_mark.line + 1}: {key.value!r} is nested, or a date without quotes. "
+                f"{path.name}, line {lines.get(key, 1)}: {key!r} is nested. "
                 "Parameters are flat: numbers, strings, null, true, false, or a list of them."
             )
-        lines[key.value] = line
-    return Configuration(name=path.stem, source=path.name, values=values, lines=lines)
+    return Configuration(name=_name(path, project), source=path.name, values=values, lines=lines)
+
+
+def _name(path: Path, project: Project | None) -> str:
+    """The file's own, or that with its folder's where a file of ``params/`` has it already."""
+    own = path.stem
+    if not own.strip(".") or own.startswith("."):
+        raise ParameterError(
+            f"{path.name}: a file of parameters needs a name that doesn't begin with a dot; rename it."
+        )
+    taken = project is not None and path.parent.resolve() != project.params.resolve()
+    if not taken or not (project.params / f"{own}.yaml").is_file():
+        return own
+    return f"{own}+in_{digest(str(path.resolve()))[:8]}"
 
 
 def override(configuration: Configuration, pairs: Iterable[tuple[str, str]]) -> Configuration:
@@ -107,11 +106,13 @@ def override(configuration: Configuration, pairs: Iterable[tuple[str, str]]) -> 
 
     Args:
         pairs: (parameter, value as typed); a value is read as YAML, and None, True, False as Python writes them.
+
+    Raises: ParameterError, if a parameter is given twice.
     """
-    changed = {key: typed(text) for key, text in pairs}
+    changed = given_once(pairs)
     if not changed:
         return configuration
-    suffix = ",".join(f"{key}={re.sub(r'[^A-Za-z0-9.,_-]+', '_', str(value))}" for key, value in changed.items())
+    suffix = ",".join(re.sub(r"[^A-Za-z0-9.,_=-]+", "_", f"{key}={shown(value)}") for key, value in changed.items())
     lines = {key: line for key, line in configuration.lines.items() if key not in changed}
     values = {**configuration.values, **changed}
     return replace(configuration, name=f"{configuration.name}+{suffix}"[:120], values=values, lines=lines)
@@ -145,10 +146,13 @@ def check(
                     f"{where}: no{whose} chapter has a parameter {key!r}.{nested(key) or suggest(key, known)}"
                 )
             for chapter in chapters:
-                wanted = mismatch(value, chapter.parameters[key]) if key in chapter.parameters else None
+                if key not in chapter.parameters:
+                    continue
+                undeclared = chapter.declared[key].allowed is None
+                wanted = mismatch(value, chapter.parameters[key]) if undeclared else None
                 if wanted:
-                    problems.append(f"{where}: {key}={value!r} must be {wanted}, as in chapter {chapter.name}.")
-                elif refusal := out_of_range(chapter, key, value) if key in chapter.parameters else None:
+                    problems.append(f"{where}: {key}={shown(value)} must be {wanted}, as in chapter {chapter.name}.")
+                elif refusal := out_of_range(chapter, key, configuration.values):
                     problems.append(f"{where}: {refusal}")
     if problems:
         distinct = list(dict.fromkeys(problems))
@@ -156,20 +160,36 @@ def check(
         raise ParameterError(head + "\n  ".join(distinct))
 
 
-def _flat(node: yaml.Node) -> bool:
-    if isinstance(node, yaml.SequenceNode):
-        return all(isinstance(item, yaml.ScalarNode) and item.tag in _SCALARS for item in node.value)
-    return isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS
+def given_once(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Parameter -> value, of what was typed after ``-p``; ParameterError, if one was typed twice."""
+    values: dict[str, Any] = {}
+    for key, text in pairs:
+        if key in values:
+            raise ParameterError(f"-p {key} is given twice, as {shown(values[key])} and as {text}; give it once.")
+        values[key] = typed(text, f"-p {key}")
+    return values
 
 
-def typed(text: str) -> Any:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long
+        return False
+
+
+def _flat(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return not any(isinstance(item, (list, dict)) for item in items)
+
+
+def typed(text: str, where: str = "-p") -> Any:
     """A value as typed on the command line, read as YAML; None, True and False as Python writes them."""
     words = {"None": None, "True": True, "False": False}
     if text in words:
         return words[text]
     try:
-        value = float(text) if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text) else yaml.safe_load(text)
-        json.dumps(value)  # what is not JSON, such as a date, is meant as text
-    except (yaml.YAMLError, ValueError, TypeError):
+        return yaml_values.load(text, where)[0]
+    except ParameterError:
+        if text.lstrip()[:1] in ("[", "{"):  # a list or mapping that is none; anything else is meant as text
+            raise
         return text
-    return value
