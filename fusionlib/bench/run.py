@@ -20,7 +20,7 @@ from fusionlib.bench.log import logger
 from fusionlib.bench.measure import Measured
 from fusionlib.bench.questions import answer, question
 from fusionlib.core import FusionMethod, ParameterError, Record, StateDict
-from fusionlib.ops.variances import measured_again
+from fusionlib.ops.variances import unchecked_variances
 from fusionlib.zoo.suite import Suite
 
 
@@ -112,7 +112,7 @@ def _fuser(
     given = {**hyperparameters, "data": calibration(suite, needs)} if needs else hyperparameters
 
     def call() -> StateDict | nn.Module | list[StateDict]:
-        with nullcontext() if needs else torch.no_grad(), measured_again() if again else nullcontext():
+        with nullcontext() if needs else torch.no_grad(), unchecked_variances() if again else nullcontext():
             return method.fuse(pretrained, [] if alone else finetuned, **given)
 
     return call

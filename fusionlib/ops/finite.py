@@ -8,7 +8,7 @@ time and just after it was written, so that no pass over memory is added.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,26 @@ def is_constant(key: str, pretrained: StateDict, finetuned: Sequence[StateDict])
 
 def check_inputs_finite(pretrained: StateDict, finetuned: Sequence[StateDict]) -> None:
     """Raises NonFiniteError, naming model and key, if an input holds NaN or Inf and is no constant."""
-    for model, state in named(pretrained, finetuned):
+    for _, state in named(pretrained, finetuned):
         for key, tensor in state.items():
             if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
                 continue
             if not is_constant(key, pretrained, finetuned):
-                check_finite(model, key, tensor)
+                check_entry(key, pretrained, finetuned)
+
+
+def check_entry(key: str, pretrained: StateDict, finetuned: Sequence[StateDict]) -> None:
+    """Raises NonFiniteError, naming the model, if an entry that is no constant holds NaN or Inf in one."""
+    base = pretrained[key].detach()
+    same = [torch.equal(base, state[key].detach()) for state in finetuned]
+    if any(same) and not all(same) and bool(torch.isinf(base).any()):  # then another model is the odd one
+        odd = name_of(same.index(False))
+        raise NonFiniteError(
+            f"{odd} has other values than {BASE} under {key!r}, some of which are infinite; only what is the same in "
+            "all models may hold NaN or Inf. Check the checkpoint."
+        )
+    for model, state in named(pretrained, finetuned):
+        check_finite(model, key, state[key])
 
 
 def named(pretrained: StateDict, finetuned: Sequence[StateDict]) -> list[tuple[str, StateDict]]:
@@ -58,11 +72,22 @@ def named(pretrained: StateDict, finetuned: Sequence[StateDict]) -> list[tuple[s
 
 def check_module_finite(model: str, module: nn.Module) -> None:
     """The same of a model alone, whose buffers may hold infinite constants."""
+    for key, tensor in _odd_tensors(module):
+        check_finite(model, key, tensor)
+
+
+def check_module_result(module: nn.Module) -> None:
+    """Raises NonFiniteError, naming the tensor, if a module that a fusion made holds NaN, or Inf but in buffers."""
+    for key, tensor in _odd_tensors(module):
+        raise overflow(key, tensor.dtype)
+
+
+def _odd_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if not tensor.is_floating_point() or probably_finite(tensor.detach()):
             continue
-        if isinstance(tensor, nn.Parameter) or bool(tensor.isnan().any()):
-            check_finite(model, key, tensor)
+        if bool(tensor.isnan().any()) or (isinstance(tensor, nn.Parameter) and bool(tensor.isinf().any())):
+            yield key, tensor.detach()
 
 
 def check_result(fused: StateDict, pretrained: StateDict) -> None:

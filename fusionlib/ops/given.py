@@ -111,10 +111,11 @@ def check_something(pretrained: StateDict) -> None:
         raise ParameterError(f"{BASE} is an empty state dict, so there is nothing to fuse; pass model.state_dict().")
     if not any(tensor.is_floating_point() for tensor in pretrained.values()):
         dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in pretrained.values()}))
+        first = ", ".join(repr(key) for key in list(pretrained)[:3]) + (", ..." if len(pretrained) > 3 else "")
         advice = REAL_FIRST if any(tensor.is_complex() for tensor in pretrained.values()) else MERGE_FIRST
         raise NotApplicable(
-            f"{BASE} holds no real floating-point numbers ({len(pretrained)} entries, all of {dtypes}), so there is "
-            f"nothing to fuse; {advice}."
+            f"{BASE} holds no real floating-point numbers ({len(pretrained)} entries, {first}, "
+            f"all of {dtypes}), so there is nothing to fuse; {advice}."
         )
 
 

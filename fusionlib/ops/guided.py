@@ -10,7 +10,7 @@ from torch import nn
 
 from fusionlib.core import ParameterError, StateDict
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.finite import check_inputs_finite, check_module_finite, check_result
+from fusionlib.ops.finite import check_inputs_finite, check_module_finite, check_module_result, check_result
 from fusionlib.ops.given import BASE, check_module, check_modules, check_state
 from fusionlib.ops.statedict import check_compatible
 from fusionlib.ops.variances import check_variances
@@ -77,5 +77,5 @@ def checked_result(model: nn.Module) -> nn.Module:
 
     Raises: NonFiniteError, naming the tensor.
     """
-    check_module_finite("the mixed model", model)
+    check_module_result(model)
     return model

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusionlib.core import StateDict
-from fusionlib.ops.finite import check_finite, is_constant, named, overflow, probably_finite
+from fusionlib.ops.finite import check_entry, is_constant, overflow, probably_finite
 from fusionlib.ops.memory import fresh_like
 from fusionlib.ops.statedict import check_compatible, compute_dtype, fused_names, tied_names
 from fusionlib.ops.variances import check_variances
@@ -159,7 +159,6 @@ def _stretch(flat: Sequence[Tensor], name: str, start: int, stop: int, step: int
 
 
 def _explain(block: Block, pretrained: StateDict, finetuned: Sequence[StateDict], target: Tensor) -> None:
-    for model, state in named(pretrained, finetuned):
-        check_finite(model, block.name, state[block.name])
+    check_entry(block.name, pretrained, finetuned)
     if not bool(torch.isfinite(target).all()):
         raise overflow(block.name, target.dtype)

@@ -52,8 +52,9 @@ def _global_limits(
         return [], set()
     dtype = compute_dtype(*(state[name] for state in (pretrained, *finetuned) for name in names))
     odd: set[str] = set()
-    limits = [_kth(pretrained, finetuned[0], names, total, rank, dtype, odd)]
-    return limits + [_kth(pretrained, state, names, total, rank, dtype) for state in finetuned[1:]], odd
+    first, *others = finetuned
+    limits = [_kth(pretrained, first, names, total, rank, dtype, odd)]
+    return limits + [_kth(pretrained, state, names, total, rank, dtype) for state in others], odd
 
 
 def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: float) -> Trim:

@@ -13,27 +13,27 @@ from torch import Tensor
 
 from fusionlib.core import NegativeVariance
 
-_MEASURED_AGAIN: ContextVar[bool] = ContextVar("variances are measured again", default=False)
+_UNCHECKED: ContextVar[bool] = ContextVar("variances are not looked at", default=False)
 
 
 @contextmanager
-def measured_again() -> Iterator[None]:
-    """In here, and in this thread, merges may give variances below 0: they will be measured again."""
-    token = _MEASURED_AGAIN.set(True)
+def unchecked_variances() -> Iterator[None]:
+    """In here, and in this thread, merges may give variances below 0, because they will be measured again."""
+    token = _UNCHECKED.set(True)
     try:
         yield
     finally:
-        _MEASURED_AGAIN.reset(token)
+        _UNCHECKED.reset(token)
 
 
 def check_variances(state: Mapping[str, Tensor]) -> None:
-    """Refuses a merged model whose running variances are below 0, but for ``measured_again``.
+    """Refuses a merged model whose running variances are below 0, but in ``unchecked_variances``.
 
     Args:
         state: in which a variance is called ``running_var`` and has a ``running_mean`` beside it.
     Raises: NegativeVariance, naming the tensor, how many there are, and what to do.
     """
-    if _MEASURED_AGAIN.get():
+    if _UNCHECKED.get():
         return
     for key, value in state.items():
         if key.endswith("running_var") and f"{key.removesuffix('var')}mean" in state:

@@ -66,6 +66,7 @@ _WEIGHTS: tuple[Law, ...] = (
     laws.half_precision_agrees,
     laws.one_model_alone_comes_back,
     laws.tied_weights_stay_tied,
+    laws.infinite_constants_stay,
     laws.agrees_on_the_gpu,
 )
 _ENSEMBLE: tuple[Law, ...] = (

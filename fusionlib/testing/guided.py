@@ -20,8 +20,13 @@ from fusionlib.testing.tiny import (
 
 
 def guided_merge_keeps_the_architecture(method: FusionMethod) -> None:
-    """A merge guided by data returns a module of the pretrained shape in evaluation mode, and changes no input."""
-    members = [tiny_model(seed) for seed in (0, 1, 2)]
+    """A merge guided by data returns a module of the pretrained shape in evaluation mode, and changes no input.
+
+    A mask of infinite numbers, the same in all models, stays as it is.
+    """
+    members = [tiny_model(seed).train() for seed in (0, 1, 2)]
+    for member in members:
+        member.register_buffer("mask", torch.full((2,), -torch.inf))
     before = [{key: value.clone() for key, value in member.state_dict().items()} for member in members]
     fused = _guided(method, members[0], members[1:])
     assert not fused.training and type(fused) is type(members[0])
@@ -29,11 +34,13 @@ def guided_merge_keeps_the_architecture(method: FusionMethod) -> None:
         found = fused.state_dict()[key]
         assert found.shape == value.shape and found.dtype == value.dtype, key
         assert value.is_floating_point() or torch.equal(found, value), f"{key} is an integer buffer and changed"
+    assert torch.equal(fused.get_buffer("mask"), members[0].get_buffer("mask"))
     for parameter in fused.parameters():
         parameter.data.zero_()
     for member, copy in zip(members, before, strict=True):
         assert_same_weights(member.state_dict(), copy, rtol=0, atol=0)
         assert all(parameter.grad is None for parameter in member.parameters()), "a gradient was left behind"
+        assert all(module.training for module in member.modules()), "the mode changed"
 
 
 def guided_merge_repeats(method: FusionMethod) -> None:
@@ -73,15 +80,17 @@ def guided_merge_ignores_the_order(method: FusionMethod) -> None:
 
 
 def mix_leaves_members_alone(method: FusionMethod) -> None:
-    """The members' weights are the same after mixing, and the result shares no memory with them."""
-    base, members = tiny_transformer(0), [tiny_transformer(seed) for seed in (1, 2)]
+    """The members' weights and mode are the same after mixing, and the result shares no memory with them."""
+    base, members = tiny_transformer(0).train(), [tiny_transformer(seed).train() for seed in (1, 2)]
     before = [{k: v.clone() for k, v in member.state_dict().items()} for member in (base, *members)]
     mixed = _mixed(method, base, members)
+    assert not any(module.training for module in mixed.modules())
     with torch.no_grad():
         for parameter in mixed.parameters():
             parameter.zero_()
     for member, copy in zip((base, *members), before, strict=True):
         assert_same_weights(member.state_dict(), copy, rtol=0, atol=0)
+        assert all(module.training for module in member.modules())
 
 
 def mix_repeats(method: FusionMethod) -> None:

@@ -95,6 +95,18 @@ def tied_weights_stay_tied(method: FusionMethod) -> None:
     assert_same_weights(_subset(fused, list(untied)), untied, rtol=0, atol=0)
 
 
+def infinite_constants_stay(method: FusionMethod) -> None:
+    """What is infinite and the same in all models comes back as it is, and changes nothing else."""
+    pretrained, finetuned = tiny_models()
+    without = _fuse(method, pretrained, finetuned)
+    mask = torch.full((3, 3), -torch.inf).triu(1)
+    for state in (pretrained, *finetuned):
+        state["mask"] = mask.clone()
+    fused = _fuse(method, pretrained, finetuned)
+    assert torch.equal(fused["mask"], mask) and fused["mask"].data_ptr() != pretrained["mask"].data_ptr()
+    assert_same_weights(_subset(fused, list(without)), without, rtol=0, atol=0)
+
+
 def agrees_on_the_gpu(method: FusionMethod) -> None:
     """Law 5, second half: a GPU gives what the CPU gives; nothing to check where there is none."""
     if not torch.cuda.is_available():
@@ -121,12 +133,17 @@ def order_of_members_is_without_effect(method: FusionMethod) -> None:
 
 
 def leaves_members_alone(method: FusionMethod) -> None:
-    """The members' weights are the same after fusing and answering."""
+    """Members in training mode answer as in evaluation mode, and keep weights, statistics and mode."""
     members = [tiny_model(seed) for seed in (1, 2, 3)]
+    expected = _outputs(method, members)
+    for member in members:
+        member.train()
     before = [{key: value.clone() for key, value in member.state_dict().items()} for member in members]
-    _outputs(method, members)
+    torch.testing.assert_close(_outputs(method, members), expected, rtol=0, atol=0)
     for member, copy in zip(members, before, strict=True):
         assert_same_weights(member.state_dict(), copy, rtol=0, atol=0)
+        assert all(module.training for module in member.modules())
+        assert all(parameter.requires_grad for parameter in member.parameters())
 
 
 def _outputs(method: FusionMethod, members: Sequence[nn.Module]) -> Tensor:
