@@ -169,6 +169,19 @@ def restyle(state: StateDict, known: Architecture | None, where: str, *, apart: 
     return Styled(found, {name: files.get(name, name) for name in found}, tuple(notes), frozenset(stacked))
 
 
+def belongs(name: str, known: Architecture) -> bool:
+    """Whether a name that the architecture has not lies in one of its parts, as a layer too many does."""
+    from transformers.core_model_loading import apply_renamings
+
+    firsts = {known.model.base_model_prefix, *(each.partition(".")[0] for each in known.names)}
+    return any(each.partition(".")[0] in firsts for each in (name, apply_renamings(name, _transforms(known)[0])))
+
+
+def fits(styled: Styled, known: Architecture) -> bool:
+    """Whether most of a file's tensors are the architecture's."""
+    return 2 * sum(name in known.names or name in styled.stacked for name in styled.state) >= len(styled.state)
+
+
 def with_second_names(state: StateDict, names: Mapping[str, Tensor], known: Architecture | None) -> StateDict:
     """With the second names of tied tensors that ``names`` asks for: what a model that ties them holds there."""
     ties = {} if known is None else known.ties
@@ -298,7 +311,7 @@ def _untie(state: StateDict, known: Architecture, notes: list[str]) -> None:
         if second in state and first not in state:
             state[first] = state.pop(second)
             gone.append(second)
-        elif second in state and _same(state[second], state[first]):
+        elif second in state and same_tensor(state[second], state[first]):
             del state[second]
             gone.append(second)
     if gone:
@@ -306,7 +319,7 @@ def _untie(state: StateDict, known: Architecture, notes: list[str]) -> None:
 
 
 def _put(state: StateDict, name: str, tensor: Tensor, where: str) -> None:
-    if name in state and not _same(state[name], tensor):
+    if name in state and not same_tensor(state[name], tensor):
         raise KeyMismatch(
             f"{where} holds two different tensors that are both called {name!r} today. Save the model again with the "
             "version of transformers that it was trained with, then with save_pretrained of the present one."
@@ -314,7 +327,8 @@ def _put(state: StateDict, name: str, tensor: Tensor, where: str) -> None:
     state[name] = tensor
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or hold the same values."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     same_memory = one.device.type != "meta" and one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
