@@ -17,9 +17,8 @@ from fusionlib.zoo.adapter_config import check_adapter, other_base
 from fusionlib.zoo.adapter_merging import merge_into
 from fusionlib.zoo.adapters import complete_alone, is_adapter
 from fusionlib.zoo.fitting import Candidate, fit, kept_names
-from fusionlib.zoo.key_styles import Architecture, Styled, architecture_in, fits, restyle, tied_otherwise
+from fusionlib.zoo.key_styles import Architecture, Styled, architecture, architecture_in, fits, restyle, tied_otherwise
 from fusionlib.zoo.locate import locate
-from fusionlib.zoo.quantised import check_not_quantised
 from fusionlib.zoo.quiet import silent_transformers
 from fusionlib.zoo.vocabularies import differing
 from fusionlib.zoo.weights import read_config, read_weights
@@ -144,16 +143,22 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
         optional: missing weights outside of this prefix are fine; empty means that none is.
         options: of ``from_pretrained``, such as ``num_labels``.
     """
-    check_not_quantised(folder)
-    settings = {"local_files_only": True, "trust_remote_code": False, "dtype": torch.float32, **options}
+    state = read_weights(folder)  # before transformers does: damaged, quantised, shards elsewhere
+    settings = {"output_loading_info": True, "dtype": torch.float32}
     try:
         with complete_alone(folder) as alone, silent_transformers(), torch.random.fork_rng(devices=[]):
-            model, about = cls.from_pretrained(str(alone), output_loading_info=True, **settings)
+            place = {"local_files_only": True, "trust_remote_code": False}
+            model, about = cls.from_pretrained(str(alone), **settings, **place, **options)
+            absent = sorted(key for key in about["missing_keys"] if key.startswith(optional))
+            known = architecture(model.config, type(model).__name__) if absent else None
+            if known is not None:  # what wrappers put before the names, transformers does not know
+                styled = restyle(state, known, str(folder)).state
+                model, about = type(model).from_pretrained(None, config=model.config, state_dict=styled, **settings)
+                absent = sorted(key for key in about["missing_keys"] if key.startswith(optional))
     except FusionError:
         raise
     except Exception as error:  # files of anyone: transformers raises whatever it stumbles over
         raise CheckpointError(f"the model in {folder} can't be read: {str(error).strip()}") from error
-    absent = sorted(key for key in about["missing_keys"] if key.startswith(optional))
     if absent:
         raise CheckpointError(
             f"{folder} lacks {len(absent)} weights of a {type(model).__name__}: {', '.join(absent[:5])}. Its "

@@ -28,11 +28,17 @@ def locate(name: str | PathLike[str], what: str) -> Path:
         CheckpointError: there is no such folder, or the hub can't be reached or has no such id.
         UnknownName: it is a bare word that is neither.
     """
-    path = Path(name).expanduser()
+    text = str(name)
+    path = local_path(name, what)
     if path.is_dir():
         return path.absolute()
-    text = str(name)
-    if path.is_file():
+    is_file = path.is_file()
+    if is_file and path.suffix == ".gguf":
+        raise CheckpointError(
+            f"the {what}, {text}, is a GGUF file, quantised for inference. Merge before quantising: give the folder of "
+            "the float model."
+        )
+    if is_file:
         raise CheckpointError(f"the {what}, {text}, is a file; give the folder it is in, with its config beside it.")
     if isinstance(name, str) and _HUB_ID.fullmatch(name):
         return fetch(name, what)
@@ -41,7 +47,25 @@ def locate(name: str | PathLike[str], what: str) -> Path:
             f"the {what}, {text!r}, is not a name in the zoo, a local folder, or a hub id (owner/name)."
             f"{suggest(text, [*EMBEDDED_BACKBONES, *families()])}"
         )
-    raise CheckpointError(f"the {what}, {text}, is not there: no such folder. Check the path.")
+    relative = "" if path.is_absolute() else f" Relative paths start from the working folder, now {Path.cwd()}."
+    raise CheckpointError(f"the {what}, {text}, is not there: no such folder. Check the path.{relative}")
+
+
+def local_path(name: str | PathLike[str], what: str) -> Path:
+    """The path that a user wrote, with ``~`` expanded; CheckpointError if there can be no such path."""
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        if isinstance(error, NotADirectoryError):
+            return path
+        reason = error.strerror if isinstance(error, OSError) else error
+        shown = str(name) if len(str(name)) < 200 else f"{str(name)[:60]}..."
+        what = what.replace(str(name), shown)
+        raise CheckpointError(f"the {what}, {shown!r}, can't be read ({reason}). Check the path.") from None
+    return path
 
 
 def fetch(name: str, what: str, weights: tuple[str, str] = WEIGHTS) -> Path:
