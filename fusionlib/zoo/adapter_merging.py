@@ -112,7 +112,7 @@ def _placed(model: nn.Module, found: StateDict, folder: Path, base: str) -> _Pla
         if depth > best[0]:
             best = (depth, _Place(child, frozenset(parts), config))
     if best[0] == 0:
-        raise KeyMismatch(
+        raise CheckpointError(
             f"the adapter in {folder} does not fit {base}: none of its modules ({', '.join(list(found)[:3])}, ...) are "
             "there. Check that it was trained on this model."
         )
