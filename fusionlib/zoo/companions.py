@@ -21,6 +21,7 @@ _LEFT = re.compile(
 _OTHERS = re.compile(
     r"(checkpoint|global_step|step|epoch)[-_]?\d+|runs|logs|wandb|onnx|openvino|coreml|flax|original|gguf|__pycache__"
 )
+_NUMBERED = re.compile(r"\d+_[A-Za-z]\w*")
 _TEXT = (".json", ".txt", ".model", ".jinja", ".py", ".yaml", ".yml", ".tiktoken", ".vocab", ".bpe", ".spm")
 
 
@@ -52,9 +53,22 @@ def travels(path: str, modules: Iterable[str] = ()) -> bool:
     return not name.endswith(_WEIGHTS) or (bool(folders) and folders[0] in modules)
 
 
-def is_text(path: str) -> bool:
-    """Whether a file is of a kind that is fetched from the hub beside the weights."""
-    return path.endswith(_TEXT)
+def beside(paths: Iterable[str]) -> list[str]:
+    """Which files of a repository are fetched because they travel with its weights.
+
+    What ``modules.json`` lists is not known before it is there: sentence-transformers numbers those folders, 2_Dense.
+    """
+    modules = {folder for path in paths if (folder := path.partition("/")[0]) != path and _NUMBERED.fullmatch(folder)}
+    return [
+        path
+        for path in paths
+        if travels(path, modules)
+        and (path.endswith(_TEXT) or (path.partition("/")[0] in modules and _is_weights(path)))
+    ]
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith((".safetensors", ".bin"))
 
 
 def _modules(folder: Path) -> list[str]:

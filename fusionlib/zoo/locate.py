@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from fusionlib.zoo.hub.retrying import reason_of
 from fusionlib.zoo.hub.table import families
 from fusionlib.zoo.names import EMBEDDED_BACKBONES
 
+_logger = logging.getLogger("fusionlib.zoo")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -77,10 +80,14 @@ def fetch(name: str, what: str, weights: tuple[str, str] = WEIGHTS) -> Path:
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    repo = Repo(name, weights=weights)
+    repo = Repo(name, weights=weights, companions=True)
     try:
         return repos.cached(repo) or repos.download(repo)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
+        older = repos.cached(replace(repo, companions=False))
+        if older is not None:  # fetched by a version that left templates and folders below where they were
+            _logger.info("%s: templates, code and folders beside the weights are not in the hub's cache.", name)
+            return older
         raise CheckpointError(
             f"the {what}, {name!r}, is neither a local folder nor a hub repository that can be fetched now "
             f"({reason_of(error)}) Check the spelling{_beside(name)}; without a network, run "

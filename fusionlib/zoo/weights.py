@@ -63,7 +63,7 @@ def read_plain(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} cannot be read: it is not a complete safetensors file ({error}). Copy or make it again."
+            f"{path} is not a complete safetensors file and cannot be read ({error}). Copy or make it again."
         ) from error
     except CheckpointError:
         raise
