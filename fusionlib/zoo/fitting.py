@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from fusionlib.core import KeyMismatch, StateDict
-from fusionlib.zoo.key_styles import Architecture, Styled, belongs, same_tensor
+from fusionlib.zoo.architectures import Architecture, belongs
+from fusionlib.zoo.key_styles import Styled, same_tensor
 from fusionlib.zoo.weight_files import some
 
 

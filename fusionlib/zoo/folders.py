@@ -16,8 +16,9 @@ from fusionlib.core import CheckpointError, FusionError, ParameterError, StateDi
 from fusionlib.zoo.adapter_config import check_adapter, other_base
 from fusionlib.zoo.adapter_merging import merge_into
 from fusionlib.zoo.adapters import complete_alone, is_adapter
+from fusionlib.zoo.architectures import Architecture, architecture, architecture_in, tied_otherwise
 from fusionlib.zoo.fitting import Candidate, fit, kept_names
-from fusionlib.zoo.key_styles import Architecture, Styled, architecture, architecture_in, fits, restyle, tied_otherwise
+from fusionlib.zoo.key_styles import Styled, fits, restyle
 from fusionlib.zoo.locate import locate
 from fusionlib.zoo.quiet import silent_transformers
 from fusionlib.zoo.vocabularies import differing

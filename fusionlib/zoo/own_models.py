@@ -14,8 +14,9 @@ from fusionlib.zoo import openclip, openclip_source
 from fusionlib.zoo.adapter_config import first_line
 from fusionlib.zoo.adapter_merging import merge_adapter
 from fusionlib.zoo.adapters import is_adapter
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.backbone import Backbone, ClipBackbone
-from fusionlib.zoo.key_styles import architecture, restyle
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.linearized_adapters import is_linearized, merge_linearized
 from fusionlib.zoo.locate import locate
 from fusionlib.zoo.openclip_source import CLIP_SCALE

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, StateDict
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.files import hash_tensors, home, write_atomically
-from fusionlib.zoo.key_styles import architecture, restyle
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.weights import check_keys, read_config, read_weights
 
 if TYPE_CHECKING:

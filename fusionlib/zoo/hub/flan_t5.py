@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from fusionlib.core import CheckpointError, ParameterError, StateDict
 from fusionlib.zoo.adapter_merging import merge_adapter
 from fusionlib.zoo.adapters import is_adapter
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.asking import Questions
 from fusionlib.zoo.backbone import GivenHead
 from fusionlib.zoo.hub.table import datasets
-from fusionlib.zoo.key_styles import architecture, restyle
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.losses import Loss
 from fusionlib.zoo.prompts import Prompt
 from fusionlib.zoo.t5 import AnswerHead, T5Backbone, all_names

@@ -13,10 +13,11 @@ from torch import Tensor
 from fusionlib.core import CheckpointError, StateDict
 from fusionlib.zoo.adapter_merging import merge_into, say_about
 from fusionlib.zoo.adapters import is_adapter
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.files import hash_file
 from fusionlib.zoo.gpt2 import Gpt2Backbone
 from fusionlib.zoo.heads import HEADS, read_head
-from fusionlib.zoo.key_styles import architecture, restyle
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.task import Task
 from fusionlib.zoo.texts import Tokens, read_tokenizer
 from fusionlib.zoo.weights import check_keys, read_config, read_weights
