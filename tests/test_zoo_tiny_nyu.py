@@ -118,7 +118,7 @@ def test_resumed_is_bit_identical_statistics_and_decoder_included(tmp_path, monk
     assert not torch.equal(whole["bn1.running_mean"], start["bn1.running_mean"])
 
 
-def test_a_suite_with_its_decoders_is_measured_merged_and_its_statistics_unchecked_variances(monkeypatch):
+def test_a_suite_with_its_decoders_is_measured_merged_and_its_statistics_measured_again(monkeypatch):
     monkeypatch.setattr(job, "get_recipe", lambda *_: small(steps=2))
     for name in ("depth", "segmentation"):
         worker.make(job.Job("tiny-nyu", (name,), "full", 0, small(steps=2)), io.StringIO())

@@ -5,15 +5,15 @@ from __future__ import annotations
 import html
 import re
 
-# what Markdown may read as markup; an underscore inside a word is none
-_MARKUP = re.compile(r"([\\`*{}\[\]()#+!|~$@^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+# what Markdown may read as markup in a line of text; an underscore inside a word is none
+_MARKUP = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]+")
-_START = re.compile(r"^(\s*)(\d*)([-=.])")
+_START = re.compile(r"^(\s*)(\d*)([-+=#.)(:])")
 
 
 def escaped(text: object) -> str:
     """One line of Markdown that shows exactly this text, in tables too; line breaks become blanks, HTML is shown."""
-    line = html.escape(_CONTROL.sub(" ", str(text))).replace("&#x27;", "'")
+    line = html.escape(_CONTROL.sub(" ", str(text)), quote=False)
     return _START.sub(r"\1\2\\\3", _MARKUP.sub(r"\\\1", line))
 
 

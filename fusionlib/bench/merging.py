@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fusionlib import methods
+from fusionlib.bench.escape import code, escaped
 from fusionlib.bench.hyperparameters import Method, complete
-from fusionlib.core import CheckpointError, FusionMethod, ParameterError, StateDict
+from fusionlib.bench.log import logger
+from fusionlib.bench.new_folder import free_place, new_folder
+from fusionlib.core import FusionMethod, ParameterError, StateDict
 from fusionlib.ops.statedict import num_parameters
-from fusionlib.zoo.folders import companions, read_like
-from fusionlib.zoo.locate import locate
-from fusionlib.zoo.weights import read_weights
+from fusionlib.zoo.companions import companions
+from fusionlib.zoo.folders import Models, read_models
 
 _SHARD = "5GB"
 _Models = Sequence[str | os.PathLike[str]]
@@ -37,8 +39,8 @@ def merge(
     Args:
         method: one that fuses weights and needs nothing else, such as "ties_merging".
         pretrained: folder or hub id, of any architecture; configuration, tokenizer and dtype come from it.
-        finetuned: folders or hub ids of its fine-tunes, whole or PEFT adapters. Where ``pretrained`` is a bare
-            backbone and they have heads, backbones are merged and heads left out.
+        finetuned: folders or hub ids of its fine-tunes, whole or PEFT adapters. Where they have heads that
+            ``pretrained`` has not, these are left out; the terminal and the model card say so.
         folder: must not exist yet.
         keep: patterns (``classifier.*``) of tensors that stay the pretrained ones, whatever the fine-tunes hold.
         hyperparameters: of the method's ``fuse``.
@@ -53,56 +55,89 @@ def merge(
             f"{', '.join(able)}. For the others load a suite with tasks: fl.load_suite."
         )
     settings = complete(known, hyperparameters)
-    target = Path(folder)
-    if target.exists():
-        raise CheckpointError(f"{target} exists already; choose another folder, or remove it first.")
-    if not finetuned:
+    if settings.get("return_all"):
+        raise ParameterError(
+            f"return_all makes {known.card.name} give several models, and merge writes one. Leave it out, or call "
+            f"fl.methods.{known.card.name}.fuse, which returns them all."
+        )
+    names, patterns = _listed(finetuned, "finetuned", (str, os.PathLike)), _listed(keep, "keep", (str,))
+    if not names:
         raise ParameterError("finetuned is empty: name the folders or hub ids of at least one fine-tuned model.")
-    source = locate(pretrained, "pretrained model")
-    base = read_weights(source)
-    states, left = [], {}
-    for name in finetuned:
-        state, beside = read_like(name, source, base, keep)
-        states.append(state)
-        left[str(name)] = beside
-    merged = known.fuse(base, states, **settings)
-    _write(merged, source, target, _card(known, settings, str(pretrained), left, keep, merged))
-    return target
+    if not isinstance(pretrained, str | os.PathLike):
+        raise ParameterError(f"pretrained must be one folder or hub id, not {type(pretrained).__name__}.")
+    free_place(folder)
+    models = read_models(pretrained, names, patterns)
+    for who, notes in ((pretrained, models.base_notes), *zip(names, _said(models), strict=True)):
+        for note in notes:
+            logger.info("%s: %s.", who, note)
+    merged = known.fuse(models.pretrained, models.finetuned, **settings)
+    merged |= {name: models.pretrained[name] for name in models.kept}
+    card = _card(known, settings, str(pretrained), [str(name) for name in names], models, patterns, merged)
+    with new_folder(folder) as building:
+        _write(merged, models, building, card)
+    return Path(folder).expanduser()
 
 
-def _write(state: StateDict, source: Path, target: Path, card: str) -> None:
+def _listed(given: Any, name: str, kinds: tuple[type, ...]) -> list[Any]:
+    """The items of a list; one text is not read letter by letter."""
+    items = list(given.values()) if isinstance(given, Mapping) else given
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        shown = given if isinstance(given, str) else "..."
+        raise ParameterError(
+            f"{name} must be a list, as in {name}=[{shown!r}], not one {type(given).__name__}."
+            if isinstance(given, str | os.PathLike)
+            else f"{name} must be a list, not {type(given).__name__}."
+        )
+    odd = next((item for item in items if not isinstance(item, kinds) or not str(item)), None)
+    if odd is not None or None in items:
+        raise ParameterError(f"{name} must be a list of texts, as in {name}=['one', 'two'], not of {odd!r}.")
+    return list(items)
+
+
+def _said(models: Models) -> list[list[str]]:
+    """Per fine-tune what the terminal says of it."""
+    heads = [[f"left out: {_without(names)}"] if names else [] for names in models.left]
+    return [[*notes, *head] for notes, head in zip(models.notes, heads, strict=True)]
+
+
+def _write(state: StateDict, models: Models, folder: Path, card: str) -> None:
     from huggingface_hub import save_torch_state_dict
 
-    building = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        for path in companions(source):
-            shutil.copyfile(path, building / path.name)
-        save_torch_state_dict(state, building, max_shard_size=_SHARD, metadata={"format": "pt"})
-        (building / "README.md").write_text(card, encoding="utf-8")
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    for path in companions(models.folder):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(models.folder / path, folder / path)
+    # under the names of the pretrained model's files, which from_pretrained is known to read
+    named = {models.files[name]: tensor for name, tensor in state.items()}
+    save_torch_state_dict(named, folder, max_shard_size=_SHARD, metadata={"format": "pt"})
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _card(
     method: FusionMethod,
     settings: Mapping[str, Any],
     pretrained: str,
-    left: Mapping[str, list[str]],
+    finetuned: Sequence[str],
+    models: Models,
     keep: Sequence[str],
     state: StateDict,
 ) -> str:
     lines = [
         "# A merged model",
         "",
-        f"{method.card.title} (`{method.card.name}` {json.dumps(dict(settings))}) of {len(left)} models fine-tuned "
-        f"from `{pretrained}`: {num_parameters(state):,} parameters. Written by fusionlib; `from_pretrained` reads it.",
+        f"{method.card.title} ({code(method.card.name)} {code(json.dumps(dict(settings), default=str))}) of "
+        f"{len(finetuned)} models fine-tuned from {code(pretrained)}: {num_parameters(state):,} parameters. Written by "
+        "fusionlib; `from_pretrained` reads it.",
         "",
-        *(f"- `{name}`{_without(names)}" for name, names in left.items()),
+    ]
+    for name, left, notes in zip(finetuned, models.left, models.notes, strict=True):
+        lines.append(f"- {code(name)}{f', without {escaped(_without(left))}' if left else ''}")
+        lines += [f"  - {escaped(note)}" for note in notes]
+    lines += [
         "",
-        f"Kept from the pretrained model: {', '.join(keep)}." if keep else "All of its tensors were merged.",
+        f"Kept from the pretrained model: {', '.join(map(escaped, keep))} ({len(models.kept)} tensors)."
+        if keep
+        else "All of its tensors were merged.",
+        *(f"\nOf the pretrained model: {escaped(note)}." for note in models.base_notes),
         "",
         "It was not evaluated. Configuration, tokenizer and processor are the pretrained model's.",
     ]
@@ -110,5 +145,4 @@ def _card(
 
 
 def _without(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > 5 else ""
-    return f", without {len(names)} tensors: {', '.join(names[:5])}{more}" if names else ""
+    return f"{len(names)} tensors: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"

@@ -6,6 +6,7 @@ import json
 
 from torch import nn
 
+from fusionlib.bench.escape import code, escaped
 from fusionlib.core import Record
 
 
@@ -14,22 +15,23 @@ def model_card(model: nn.Module, record: Record | None) -> str:
     lines = [
         "# A fused model",
         "",
-        f"Class: `{type(model).__name__}`. Written by fusionlib; read it with `fl.load`.",
+        f"Class: {code(type(model).__name__)}. Written by fusionlib; read it with `fl.load`.",
         "",
     ]
     if record is None:
         return "\n".join([*lines, "No measurement was passed when it was saved."]) + "\n"
+    scored = record.counts.items()
     lines += [
-        f"- method: `{record.method}` {json.dumps(record.hyperparameters)}",
-        f"- hyper-parameters selected on: {record.selected_on or 'nothing'}",
-        f"- information used beyond the weights: {', '.join(record.needs) or 'none'}",
-        f"- made from: `{record.backbone}`, fine-tuned ({record.tuning}, seed {record.seed})",
-        f"- tasks: {', '.join(record.tasks)}",
-        f"- checkpoints and data: {record.provenance['suite']}",
+        f"- method: {code(record.method)} {escaped(json.dumps(record.hyperparameters))}",
+        f"- hyper-parameters selected on: {escaped(record.selected_on or 'nothing')}",
+        f"- information used beyond the weights: {escaped(', '.join(record.needs) or 'none')}",
+        f"- made from: {code(record.backbone)}, fine-tuned ({escaped(record.tuning)}, seed {record.seed})",
+        f"- tasks: {escaped(', '.join(record.tasks))}",
+        f"- checkpoints and data: {escaped(record.provenance.get('suite', 'unknown'))}",
         "",
-        f"| task | accuracy, {record.split} | right | of |",
+        f"| task | accuracy, {escaped(record.split)} | right | of |",
         "| --- | --- | --- | --- |",
-        *(f"| {task} | {right / total:.4f} | {right} | {total} |" for task, (right, total) in record.counts.items()),
+        *(f"| {escaped(task)} | {right / total:.4f} | {right} | {total} |" for task, (right, total) in scored),
         f"| average | {record.average:.4f} | | |",
     ]
     return "\n".join(lines) + "\n"

@@ -47,7 +47,8 @@ def merge_into(model: nn.Module, folder: Path, base: str) -> StateDict:
     inside, beside = _divided(place, config, found, folder, base)
     ties = untie(place.module, {part for name in inside for part in _parents(name.removeprefix(_PREFIX))})
     with _of_peft(folder, base):
-        config.modules_to_save = _present(config, place.module)
+        if getattr(config, "modules_to_save", None):
+            config.modules_to_save = _present(config, place.module)
         _resize_heads(place.module, config, inside)
         adapted = _wrapped(place, config, inside, folder, base)
         names = [name for name, module in place.module.named_modules() if hasattr(module, "base_layer")]
@@ -112,7 +113,7 @@ def _placed(model: nn.Module, found: StateDict, folder: Path, base: str) -> _Pla
         if depth > best[0]:
             best = (depth, _Place(child, frozenset(parts), config))
     if best[0] == 0:
-        raise KeyMismatch(
+        raise CheckpointError(
             f"the adapter in {folder} does not fit {base}: none of its modules ({', '.join(list(found)[:3])}, ...) are "
             "there. Check that it was trained on this model."
         )
@@ -169,8 +170,8 @@ def _divided(place: _Place, config: Any, found: StateDict, folder: Path, base: s
 
 def _is_saved(config: Any, name: str) -> bool:
     """Whether a tensor is of a module that was trained as a whole."""
-    saved = config.modules_to_save or ()
-    return any(part.endswith(tuple(saved)) for part in _parents(name)) if saved else False
+    saved = tuple(getattr(config, "modules_to_save", None) or ())
+    return any(part.endswith(saved) for part in _parents(name))
 
 
 def _is_asked(config: Any, name: str) -> bool:
@@ -215,7 +216,7 @@ def _neighbours(config: Any) -> frozenset[str]:
 def _present(config: Any, module: nn.Module) -> list[str] | None:
     """The modules to save that there are; those beside the model were handed back."""
     names = [name for name, _ in module.named_modules()]
-    return [saved for saved in config.modules_to_save or () if any(name.endswith(saved) for name in names)] or None
+    return [saved for saved in config.modules_to_save if any(name.endswith(saved) for name in names)] or None
 
 
 def _resize_heads(module: nn.Module, config: Any, inside: StateDict) -> None:
@@ -285,7 +286,8 @@ def _check_patterns(config: Any, inside: StateDict, folder: Path) -> None:
 
 def _check_finite(module: nn.Module, names: list[str], folder: Path) -> None:
     for name in names:
-        for key, tensor in module.get_submodule(name).state_dict().items():
+        merged = _module(module, name)  # none where PEFT's layers were nested
+        for key, tensor in ({} if merged is None else merged.state_dict()).items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise NonFiniteError(
                     f"the adapter in {folder}, merged, gives NaN or Inf in {name}.{key}: its numbers or its scale are "

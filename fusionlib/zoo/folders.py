@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
-import warnings
+import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,46 +12,111 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionlib.core import CheckpointError, KeyMismatch, StateDict
-from fusionlib.zoo.adapters import is_adapter
+from fusionlib.core import CheckpointError, FusionError, ParameterError, StateDict
+from fusionlib.zoo.adapter_config import check_adapter, other_base
+from fusionlib.zoo.adapter_merging import merge_into
+from fusionlib.zoo.adapters import complete_alone, is_adapter
+from fusionlib.zoo.architectures import Architecture, architecture, architecture_in, tied_otherwise
+from fusionlib.zoo.fitting import Candidate, fit, kept_names
+from fusionlib.zoo.key_styles import Styled, fits, restyle
 from fusionlib.zoo.locate import locate
 from fusionlib.zoo.quiet import silent_transformers
+from fusionlib.zoo.vocabularies import differing
 from fusionlib.zoo.weights import read_config, read_weights
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".index.json")
+
+@dataclass(frozen=True)
+class Models:
+    """A pretrained model and its fine-tunes, all under the same names.
+
+    Attributes:
+        folder: of the pretrained model.
+        pretrained: its tensors.
+        finetuned: those of each fine-tune.
+        files: name -> name in the files of the pretrained model.
+        kept: names whose values stay the pretrained ones.
+        left: per fine-tune, the names of what was left out of it.
+        notes: per fine-tune, what else is to be known of it, as ends of sentences.
+        base_notes: the same of the pretrained model and of the choice of what is kept.
+    """
+
+    folder: Path
+    pretrained: StateDict
+    finetuned: list[StateDict]
+    files: dict[str, str]
+    kept: list[str]
+    left: list[list[str]]
+    notes: list[list[str]]
+    base_notes: list[str]
 
 
-def read_like(
-    name: str | PathLike[str], pretrained: Path, wanted: StateDict, keep: Sequence[str] = ()
-) -> tuple[StateDict, list[str]]:
-    """A fine-tuned model under the names of the pretrained one, and the names of what was left out.
+def read_models(
+    pretrained: str | PathLike[str], finetuned: Sequence[str | PathLike[str]], keep: Sequence[str] = ()
+) -> Models:
+    """A pretrained model and its fine-tunes from folders or hub ids, in whatever style of keys they were published.
 
     A model that holds the pretrained one below a prefix, as a classifier holds its backbone, gives that part; what
     is beside it, its head, is left out. The other way round, a bare backbone is put below the prefix.
 
     Args:
-        name: folder or hub id.
-        pretrained: folder of the pretrained model, into which an adapter is merged.
-        wanted: its state dict.
-        keep: patterns (``classifier.*``) of names whose values stay the pretrained ones, whatever the model holds.
+        keep: patterns (``classifier.*``) of names whose values stay the pretrained ones, whatever the fine-tunes hold.
 
-    Raises: CheckpointError, UnknownName; KeyMismatch, naming keys and shapes.
+    Raises: CheckpointError, UnknownName; KeyMismatch, naming keys and shapes; ParameterError, if ``keep`` fits nothing
+        or everything.
     """
-    folder = locate(name, f"fine-tuned model {str(name)!r}")
-    found = _merged(pretrained, folder, wanted) if is_adapter(folder) else read_weights(folder)
-    state, left = _aligned(found, wanted)
-    kept = {key for key in {*state, *wanted} if any(fnmatch.fnmatchcase(key, pattern) for pattern in keep)}
-    left += [key for key in state if key in kept]
-    state = {key: value for key, value in state.items() if key not in kept}
-    state |= {key: wanted[key] for key in kept if key in wanted}
-    _check(state, wanted, folder)
-    return {key: state[key] for key in wanted}, sorted(left)
-
-
-def companions(folder: Path) -> list[Path]:
-    """The files beside the weights of a model: configuration, tokenizer, processor."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if not path.name.endswith(_WEIGHTS) and path.name != "README.md"]
+    source = locate(pretrained, "pretrained model")
+    places = [locate(name, f"fine-tuned model {str(name)!r}") for name in finetuned]
+    adapters = [is_adapter(place) for place in places]
+    for place, adapter in zip(places, adapters, strict=True):
+        if adapter:
+            check_adapter(place)
+    raw = read_weights(source)
+    known = architecture_in(source)
+    base = restyle(raw, known, str(source))
+    if known is not None and not fits(base, known):
+        known, base = None, restyle(raw, None, str(source))
+    states, beside = [], []
+    for place, adapter in zip(places, adapters, strict=True):
+        state, more = _with_adapter(source, place, pretrained) if adapter else (read_weights(place), [])
+        states.append(state)
+        beside.append(more)
+    owns = [
+        known if known is None or adapter else tied_otherwise(known, place)
+        for place, adapter in zip(places, adapters, strict=True)
+    ]
+    styled = [restyle(state, own, str(place)) for state, own, place in zip(states, owns, places, strict=True)]
+    if any(each.stacked != base.stacked for each in styled):
+        # experts, or queries, keys and values, are one tensor here and several there: all in the present shapes
+        base = restyle(raw, known, str(source), apart=True)
+        styled = [
+            restyle(state, own, str(place), apart=True) for state, own, place in zip(states, owns, places, strict=True)
+        ]
+    candidates = [
+        Candidate(str(place), each, {} if own is None else own.ties)
+        for place, each, own in zip(places, styled, owns, strict=True)
+    ]
+    kept, base_notes = _kept(base, candidates, keep)
+    state, fitted, dropped = fit(base, candidates, known, kept)
+    base_notes += base.notes
+    if dropped:
+        names = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
+        base_notes.append(
+            f"{len(dropped)} tensors left out that not all models hold, and no {_name(known)} needs: {names}"
+        )
+    notes = [
+        [*each.notes, *_notes(source, place, adapter, str(pretrained))]
+        for each, place, adapter in zip(fitted, places, adapters, strict=True)
+    ]
+    return Models(
+        folder=source,
+        pretrained=state,
+        finetuned=[each.state for each in fitted],
+        files={name: base.files[name] for name in state},
+        kept=sorted(kept & state.keys()),
+        left=[sorted([*each.left, *more]) for each, more in zip(fitted, beside, strict=True)],
+        notes=notes,
+        base_notes=base_notes,
+    )
 
 
 def build_like(folder: Path) -> nn.Module:
@@ -61,10 +126,14 @@ def build_like(folder: Path) -> nn.Module:
     """
     import transformers
 
-    names = read_config(folder).get("architectures") or ["none"]
-    cls: Any = getattr(transformers, names[0], None)
-    if not isinstance(cls, type):
-        raise CheckpointError(f"{folder} holds a model of class {names[0]!r}, which transformers does not have.")
+    names = read_config(folder).get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+        raise CheckpointError(
+            f"{folder} holds a model of class {name!r}, which transformers does not have; its config.json must name "
+            "one under architectures, as save_pretrained writes it."
+        )
     return load_complete(cls, folder)
 
 
@@ -75,14 +144,22 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
         optional: missing weights outside of this prefix are fine; empty means that none is.
         options: of ``from_pretrained``, such as ``num_labels``.
     """
+    state = read_weights(folder)  # before transformers does: damaged, quantised, shards elsewhere
+    settings = {"output_loading_info": True, "dtype": torch.float32}
     try:
-        with silent_transformers(), torch.random.fork_rng(devices=[]):
-            model, about = cls.from_pretrained(
-                str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        with complete_alone(folder) as alone, silent_transformers(), torch.random.fork_rng(devices=[]):
+            place = {"local_files_only": True, "trust_remote_code": False}
+            model, about = cls.from_pretrained(str(alone), **settings, **place, **options)
+            absent = sorted(key for key in about["missing_keys"] if key.startswith(optional))
+            known = architecture(model.config, type(model).__name__) if absent else None
+            if known is not None:  # what wrappers put before the names, transformers does not know
+                styled = restyle(state, known, str(folder)).state
+                model, about = type(model).from_pretrained(None, config=model.config, state_dict=styled, **settings)
+                absent = sorted(key for key in about["missing_keys"] if key.startswith(optional))
+    except FusionError:
+        raise
+    except Exception as error:  # files of anyone: transformers raises whatever it stumbles over
         raise CheckpointError(f"the model in {folder} can't be read: {str(error).strip()}") from error
-    absent = sorted(key for key in about["missing_keys"] if key.startswith(optional))
     if absent:
         raise CheckpointError(
             f"{folder} lacks {len(absent)} weights of a {type(model).__name__}: {', '.join(absent[:5])}. Its "
@@ -91,61 +168,57 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
     return model.eval()
 
 
-def adapt(model: nn.Module, folder: Path) -> nn.Module:
-    """The model with a PEFT adapter merged into its weights.
+def _with_adapter(source: Path, folder: Path, pretrained: str | PathLike[str]) -> tuple[StateDict, list[str]]:
+    """The pretrained model with an adapter merged in, and the names of its tensors that have no place there."""
+    model = build_like(source)
+    beside = merge_into(model, folder, str(pretrained))
+    return {key: value.detach() for key, value in model.state_dict().items()}, list(beside)
 
-    Raises: CheckpointError, if the adapter does not fit.
+
+def _kept(base: Styled, candidates: list[Candidate], keep: Sequence[str]) -> tuple[set[str], list[str]]:
+    """The names that ``keep`` chooses, and a note on patterns that choose none.
+
+    Raises: ParameterError, if no pattern fits, one looks misspelt, or nothing would be left to merge.
     """
-    from peft import PeftModel
-
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            # PEFT asks for a property that transformers has renamed; nothing here uses gradient checkpointing
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted: Any = PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
-            return adapted.merge_and_unload().eval()
-    except (TypeError, ValueError, KeyError, RuntimeError, OSError, UserWarning) as error:
-        raise CheckpointError(f"the adapter in {folder} does not fit the pretrained model: {error}") from error
-
-
-def _merged(pretrained: Path, folder: Path, wanted: StateDict) -> StateDict:
-    """The pretrained model with an adapter merged in; second names of tied tensors, which files leave out, are gone."""
-    state = {key: value.detach() for key, value in adapt(build_like(pretrained), folder).state_dict().items()}
-    stored = {state[key].data_ptr() for key in wanted if key in state}
-    return {key: value for key, value in state.items() if key in wanted or value.data_ptr() not in stored}
-
-
-def _aligned(found: StateDict, wanted: StateDict) -> tuple[StateDict, list[str]]:
-    """``found`` under the names of ``wanted`` where only a prefix is between them, and what lies beside it."""
-    if any(key in wanted for key in found):
-        return dict(found), []
-    for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in found):
-        inner = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-        if any(key in wanted for key in inner):
-            return inner, [key for key in found if not key.startswith(prefix)]
-    for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in wanted):
-        if any(prefix + key in wanted for key in found):
-            return {prefix + key: value for key, value in found.items()}, []
-    return dict(found), []
-
-
-def _check(state: StateDict, wanted: StateDict, folder: Path) -> None:
-    missing = [key for key in wanted if key not in state]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, the pretrained {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    extra = [key for key in state if key not in wanted]
-    parts = [
-        f"{title}: {', '.join(listed[:5])}{' and more' if len(listed) > 5 else ''}"
-        for title, listed in (("missing", missing), ("other shapes", shapes), ("unexpected", extra))
-        if listed
-    ]
-    if parts:
-        raise KeyMismatch(
-            f"the model in {folder} does not fit the pretrained one. {'. '.join(parts)}. Merge fine-tunes of one "
-            "pretrained model; tensors that must differ, such as heads, can be left as they are with `keep` (patterns "
-            "such as classifier.*)."
+    kept, hits = kept_names(base, candidates, keep)
+    names = {name for styled in (base, *(each.styled for each in candidates)) for name in styled.files.values()}
+    idle = [pattern for pattern, hit in hits.items() if not hit]
+    stems = {".".join(name.split(".")[:depth]) for name in names | base.state.keys() for depth in range(1, 9)}
+    for pattern in idle:
+        close = difflib.get_close_matches(pattern.removesuffix("*").rstrip("."), stems, n=1, cutoff=0.85)
+        if close:
+            raise ParameterError(
+                f"keep: {pattern!r} fits no tensor of these models. Did you mean '{close[0]}"
+                f"{'' if close[0] in names else '.*'}'?"
+            )
+    if idle and len(idle) == len(hits):
+        parts = ", ".join(sorted({name.partition(".")[0] + ".*" for name in names if "." in name}))
+        raise ParameterError(
+            f"keep: {', '.join(map(repr, idle))} fits no tensor of these models. Their parts: {parts}."
         )
+    if kept and not any(tensor.is_floating_point() for name, tensor in base.state.items() if name not in kept):
+        raise ParameterError(
+            f"keep: {', '.join(map(repr, keep))} keeps every tensor of the pretrained model, so nothing is left to "
+            "merge. Name only those that must stay, such as classifier.*."
+        )
+    return kept, [f"`keep` has {pattern!r}, which fits none of their tensors" for pattern in idle]
+
+
+def _notes(source: Path, place: Path, adapter: bool, pretrained: str) -> list[str]:
+    """What is to be known of a fine-tune beside its weights."""
+    different = differing(source, place)
+    notes = []
+    if different:
+        notes.append(
+            f"its vocabulary differs from the pretrained model's, whose tokenizer the result has: {different}; rows of "
+            "the embedding that mean different tokens were merged"
+        )
+    if adapter:
+        trained_on = other_base(place, pretrained)
+        if trained_on:
+            notes.append(f"it is an adapter that says it was trained on {trained_on}")
+    return notes
+
+
+def _name(known: Architecture | None) -> str:
+    return "model" if known is None else known.name

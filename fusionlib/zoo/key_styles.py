@@ -1,8 +1,7 @@
 """Published checkpoints name their tensors in the styles of many years: all are brought to the present names.
 
-What a name means is not decided here but by transformers: the architecture is built without memory (on the meta
-device), and its names, its tied weights, its buffers and the renamings that ``from_pretrained`` applies are asked.
-Tensors stay where they are, in files mapped into memory; only their names change.
+What a name means is not decided here but by transformers, which is asked for the names, the tied weights and the
+renamings of the architecture. Tensors stay where they are, in files mapped into memory; only their names change.
 """
 
 from __future__ import annotations
@@ -10,47 +9,19 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionlib.core import KeyMismatch, StateDict
-from fusionlib.zoo.quiet import silent_transformers
-from fusionlib.zoo.weights import read_config
+from fusionlib.zoo.architectures import Architecture, transforms
 
 # what wrappers put before the names: DistributedDataParallel, torch.compile
 _OUTER = ("module.", "_orig_mod.")
 # and between them: torch.compile of parts, checkpointed activations, FSDP
 _INNER = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
-# constants that older versions stored and that a constructor computes; looked for among unknown names alone
-_CONSTANTS = re.compile(
-    r"(^|\.)(position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias|causal_mask"
-    r"|attn_mask|attention_mask|relative_position_index)$"
-)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What transformers knows of the names of one architecture.
-
-    Attributes:
-        name: the class.
-        names: of its state dict.
-        ties: second name -> first name of one tensor.
-        constants: matches names that files may hold and the class does not store.
-        headless: whether it is a bare backbone, beside which files may hold a head.
-        model: the class on the meta device.
-    """
-
-    name: str
-    names: frozenset[str]
-    ties: Mapping[str, str]
-    constants: re.Pattern[str]
-    headless: bool
-    model: Any = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,69 +42,6 @@ class Styled:
     stacked: frozenset[str] = frozenset()
 
 
-def architecture_in(folder: Path) -> Architecture | None:
-    """The architecture that ``config.json`` of a folder names; None if there is none that transformers has.
-
-    Raises: CheckpointError, if config.json is no JSON object.
-    """
-    if not (folder / "config.json").exists():
-        return None
-    listed = read_config(folder).get("architectures")
-    name = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
-    from transformers import AutoConfig
-
-    try:
-        with silent_transformers():
-            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        return architecture(config, name)
-    except Exception:  # a configuration of anyone: whatever transformers makes of it, it has no such architecture
-        return None
-
-
-def architecture(config: Any, name: str = "", tied: bool | None = None) -> Architecture | None:
-    """What transformers knows of a configuration's architecture; None if it has no such class.
-
-    Args:
-        config: from transformers.
-        name: of the class; empty or unknown means the bare backbone.
-        tied: whether embeddings are tied, where it differs from what the configuration says.
-    """
-    import transformers
-
-    bare = transformers.AutoModel._model_mapping.get(type(config), None)
-    bare = bare[0] if isinstance(bare, tuple) else bare
-    cls = getattr(transformers, name, bare) if name else bare
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
-        return None
-    if tied is not None:
-        config = copy.deepcopy(config)
-        config.tie_word_embeddings = tied
-    with silent_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model: Any = cls(config)
-    names = frozenset(model.state_dict())
-    buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers() if name not in names}
-    patterns = [*sorted(model._keys_to_ignore_on_load_unexpected or ()), _CONSTANTS.pattern]
-    patterns += [rf"(^|\.){re.escape(name)}$" for name in sorted(buffers)]
-    return Architecture(
-        name=cls.__name__,
-        names=names,
-        ties=dict(model.all_tied_weights_keys),
-        constants=re.compile("|".join(f"(?:{pattern})" for pattern in patterns)),
-        headless=cls is bare,
-        model=model,
-    )
-
-
-def tied_otherwise(known: Architecture, folder: Path) -> Architecture:
-    """The same architecture, but with embeddings tied or not as ``config.json`` of a fine-tune says."""
-    if not (folder / "config.json").is_file():
-        return known
-    tied = read_config(folder).get("tie_word_embeddings")
-    if not isinstance(tied, bool) or tied == getattr(known.model.config, "tie_word_embeddings", tied):
-        return known
-    return architecture(known.model.config, known.name, tied) or known
-
-
 def restyle(state: StateDict, known: Architecture | None, where: str, *, apart: bool = False) -> Styled:
     """A checkpoint under the present names of an architecture; tensors are shared, not copied.
 
@@ -147,7 +55,7 @@ def restyle(state: StateDict, known: Architecture | None, where: str, *, apart: 
     plain, notes = _unwrapped(state, where)
     if known is None:
         return Styled(plain, {key: key for key in plain}, tuple(notes))
-    renamings, converters = _transforms(known)
+    renamings, converters = transforms(known)
     plain = _inside(plain, known, renamings, converters, notes)
     found: StateDict = {}
     files: dict[str, str] = {}
@@ -169,15 +77,9 @@ def restyle(state: StateDict, known: Architecture | None, where: str, *, apart: 
     return Styled(found, {name: files.get(name, name) for name in found}, tuple(notes), frozenset(stacked))
 
 
-def with_second_names(state: StateDict, names: Mapping[str, Tensor], known: Architecture | None) -> StateDict:
-    """With the second names of tied tensors that ``names`` asks for: what a model that ties them holds there."""
-    ties = {} if known is None else known.ties
-    more = {
-        second: state[first]
-        for second, first in ties.items()
-        if second in names and second not in state and first in state
-    }
-    return {**state, **more}
+def fits(styled: Styled, known: Architecture) -> bool:
+    """Whether most of a file's tensors are the architecture's."""
+    return 2 * sum(name in known.names or name in styled.stacked for name in styled.state) >= len(styled.state)
 
 
 def _unwrapped(state: StateDict, where: str) -> tuple[StateDict, list[str]]:
@@ -198,16 +100,6 @@ def _unwrapped(state: StateDict, where: str) -> tuple[StateDict, list[str]]:
             taken.append("inside names")
         _put(plain, inner, tensor, where)
     return plain, [f"prefixes of wrappers taken away: {', '.join(taken)}"] if taken else []
-
-
-def _transforms(known: Architecture) -> tuple[list[Any], list[Any]]:
-    """The renamings and the conversions of shapes that ``from_pretrained`` applies to files of an architecture."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming
-
-    mapping = get_model_conversion_mapping(known.model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    return renamings, [entry for entry in mapping if isinstance(entry, WeightConverter)]
 
 
 def _present(key: str, known: Architecture, renamings: list[Any], converters: list[Any]) -> tuple[str, Any]:
@@ -251,7 +143,7 @@ def _inside(
         found = (_present(name, known, renamings, converters) for name in names)
         return sum(pattern is not None or name in known.names for name, pattern in found)
 
-    taken = ""
+    given, taken = state, ""
     for _ in range(3):
         if hits(list(state)):
             break
@@ -264,7 +156,9 @@ def _inside(
             break
         state = {key.removeprefix(most): tensor for key, tensor in state.items()}
         taken += most
-    if taken and hits(list(state)):
+    if not hits(list(state)):
+        return given
+    if taken:
         notes.append(f"the prefix {taken} taken away")
     return state
 
@@ -273,7 +167,7 @@ def _converted(state: StateDict, known: Architecture) -> StateDict:
     """All tensors in the shapes of the architecture, as ``from_pretrained`` stacks and splits them."""
     from transformers.core_model_loading import apply_converters, dot_natural_key
 
-    renamings, converters = _transforms(known)
+    renamings, converters = transforms(known)
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     found: StateDict = {}
     waiting: dict[str, Any] = {}
@@ -298,7 +192,7 @@ def _untie(state: StateDict, known: Architecture, notes: list[str]) -> None:
         if second in state and first not in state:
             state[first] = state.pop(second)
             gone.append(second)
-        elif second in state and _same(state[second], state[first]):
+        elif second in state and same_tensor(state[second], state[first]):
             del state[second]
             gone.append(second)
     if gone:
@@ -306,7 +200,7 @@ def _untie(state: StateDict, known: Architecture, notes: list[str]) -> None:
 
 
 def _put(state: StateDict, name: str, tensor: Tensor, where: str) -> None:
-    if name in state and not _same(state[name], tensor):
+    if name in state and not same_tensor(state[name], tensor):
         raise KeyMismatch(
             f"{where} holds two different tensors that are both called {name!r} today. Save the model again with the "
             "version of transformers that it was trained with, then with save_pretrained of the present one."
@@ -314,7 +208,8 @@ def _put(state: StateDict, name: str, tensor: Tensor, where: str) -> None:
     state[name] = tensor
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or hold the same values."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     same_memory = one.device.type != "meta" and one.data_ptr() == other.data_ptr() and one.stride() == other.stride()

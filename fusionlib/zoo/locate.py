@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from fusionlib.zoo.hub.retrying import reason_of
 from fusionlib.zoo.hub.table import families
 from fusionlib.zoo.names import EMBEDDED_BACKBONES
 
+_logger = logging.getLogger("fusionlib.zoo")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -28,11 +31,17 @@ def locate(name: str | PathLike[str], what: str) -> Path:
         CheckpointError: there is no such folder, or the hub can't be reached or has no such id.
         UnknownName: it is a bare word that is neither.
     """
-    path = Path(name).expanduser()
+    text = str(name)
+    path = local_path(name, what)
     if path.is_dir():
         return path.absolute()
-    text = str(name)
-    if path.is_file():
+    is_file = path.is_file()
+    if is_file and path.suffix == ".gguf":
+        raise CheckpointError(
+            f"the {what}, {text}, is a GGUF file, quantised for inference. Merge before quantising: give the folder of "
+            "the float model."
+        )
+    if is_file:
         raise CheckpointError(f"the {what}, {text}, is a file; give the folder it is in, with its config beside it.")
     if isinstance(name, str) and _HUB_ID.fullmatch(name):
         return fetch(name, what)
@@ -41,7 +50,25 @@ def locate(name: str | PathLike[str], what: str) -> Path:
             f"the {what}, {text!r}, is not a name in the zoo, a local folder, or a hub id (owner/name)."
             f"{suggest(text, [*EMBEDDED_BACKBONES, *families()])}"
         )
-    raise CheckpointError(f"the {what}, {text}, is not there: no such folder. Check the path.")
+    relative = "" if path.is_absolute() else f" Relative paths start from the working folder, now {Path.cwd()}."
+    raise CheckpointError(f"the {what}, {text}, is not there: no such folder. Check the path.{relative}")
+
+
+def local_path(name: str | PathLike[str], what: str) -> Path:
+    """The path that a user wrote, with ``~`` expanded; CheckpointError if there can be no such path."""
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        if isinstance(error, NotADirectoryError):
+            return path
+        reason = error.strerror if isinstance(error, OSError) else error
+        shown = str(name) if len(str(name)) < 200 else f"{str(name)[:60]}..."
+        what = what.replace(str(name), shown)
+        raise CheckpointError(f"the {what}, {shown!r}, can't be read ({reason}). Check the path.") from None
+    return path
 
 
 def fetch(name: str, what: str, weights: tuple[str, str] = WEIGHTS) -> Path:
@@ -53,10 +80,14 @@ def fetch(name: str, what: str, weights: tuple[str, str] = WEIGHTS) -> Path:
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    repo = Repo(name, weights=weights)
+    repo = Repo(name, weights=weights, companions=True)
     try:
         return repos.cached(repo) or repos.download(repo)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
+        older = repos.cached(replace(repo, companions=False))
+        if older is not None:  # fetched by a version that left templates and folders below where they were
+            _logger.info("%s: templates, code and folders beside the weights are not in the hub's cache.", name)
+            return older
         raise CheckpointError(
             f"the {what}, {name!r}, is neither a local folder nor a hub repository that can be fetched now "
             f"({reason_of(error)}) Check the spelling{_beside(name)}; without a network, run "

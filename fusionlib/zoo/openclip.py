@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fusionlib.core import CheckpointError, StateDict
+from fusionlib.zoo.key_styles import restyle
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig, CLIPVisionConfig
@@ -138,10 +139,15 @@ def is_openclip(state: StateDict) -> bool:
 
 
 def without_wrappers(state: StateDict) -> StateDict:
-    """Keys without the prefixes of DistributedDataParallel and of a module that holds the model."""
-    for prefix in ("module.", "model."):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    """Keys without the prefixes of wrappers, in whatever order they are nested, and of a module that holds the model.
+
+    Raises: KeyMismatch, if two tensors of other values come to one name.
+    """
+    before: StateDict = {}
+    while state.keys() != before.keys():
+        before, state = state, restyle(state, None, "the open_clip model").state
+        if state and all(name.startswith("model.") for name in state):
+            state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     return state
 
 

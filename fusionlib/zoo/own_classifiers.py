@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fusionlib.core import CheckpointError, ParameterError, StateDict
+from fusionlib.zoo.adapter_config import first_line
 from fusionlib.zoo.classifiers import ClassifierBackbone, check_divides, trunk
 from fusionlib.zoo.folders import load_complete
 from fusionlib.zoo.locate import locate
@@ -28,11 +29,16 @@ def classifier_backbone(name: str, folder: Path) -> ClassifierBackbone:
     """
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
-    kind = read_config(folder).get("model_type")
+    facts = read_config(folder)
+    kind = facts.get("model_type")
     try:
-        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"the backbone in {folder} is of type {kind!r}, unknown to transformers.") from error
+        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a configuration of anyone: transformers raises whatever it stumbles over
+        why = "it needs code of its own (auto_map), which is never run" if "auto_map" in facts else first_line(error)
+        raise CheckpointError(
+            f"the backbone in {folder} is of type {kind!r}, which transformers can't read: {why}. Give a model of an "
+            "architecture that transformers has."
+        ) from error
     autos: tuple[Any, ...] = (AutoModelForSequenceClassification, AutoModelForImageClassification)
     auto: Any = next((auto for auto in autos if type(config) in auto._model_mapping), None)
     if auto is None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fusionlib.core import CheckpointError, ParameterError, StateDict
 from fusionlib.zoo import openclip, openclip_source
+from fusionlib.zoo.adapter_config import first_line
 from fusionlib.zoo.adapter_merging import merge_adapter
 from fusionlib.zoo.adapters import is_adapter
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.backbone import Backbone, ClipBackbone
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.linearized_adapters import is_linearized, merge_linearized
 from fusionlib.zoo.locate import locate
 from fusionlib.zoo.openclip_source import CLIP_SCALE
@@ -19,8 +24,12 @@ from fusionlib.zoo.own_preprocess import read_preprocess
 from fusionlib.zoo.text_tower import read_text_tower
 from fusionlib.zoo.weights import build_wanted, check_keys, read_config, read_weights
 
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig
+
 _TEXT = ("text_model.", "text_projection.", "logit_scale")
 _PROJECTION = "visual_projection.weight"
+_log = logging.getLogger("fusionlib")
 
 
 def own_backbone(name: str | PathLike[str]) -> Backbone:
@@ -29,27 +38,21 @@ def own_backbone(name: str | PathLike[str]) -> Backbone:
 
     Raises: CheckpointError, KeyMismatch, UnknownName.
     """
-    from transformers import CLIPVisionConfig
-
     source = openclip_source.find(name)
     if source is not None:
         return openclip_source.backbone(name, source)
     folder = locate(name, "backbone")
     facts = read_config(folder)
     kind = facts.get("model_type")
-    if kind == "clip":
-        facts_vision = {**facts["vision_config"], "projection_dim": facts.get("projection_dim", 512)}
-    elif kind == "clip_vision_model":
-        facts_vision = facts
-    else:
+    if kind not in ("clip", "clip_vision_model"):
         from fusionlib.zoo.own_classifiers import classifier_backbone
 
         return classifier_backbone(str(name), folder)
-    config = CLIPVisionConfig.from_dict({**facts_vision, "dtype": "float32"})
-    wanted = build_wanted(config)
+    config, wanted = _vision_config(facts, folder)
     found = read_weights(folder)
-    scale = found["logit_scale"].float().exp().item() if "logit_scale" in found else facts.get("logit_scale")
-    state = _canonical(found)
+    scale = next((value for name, value in found.items() if name.rpartition(".")[2] == "logit_scale"), None)
+    scale = facts.get("logit_scale") if scale is None else scale.float().exp().item()
+    state = _vision(found, config, folder)
     check_keys(state, wanted, str(folder))
     return ClipBackbone(
         name=str(name),
@@ -59,6 +62,22 @@ def own_backbone(name: str | PathLike[str]) -> Backbone:
         logit_scale=CLIP_SCALE if scale is None else float(scale),
         text_tower=functools.cache(functools.partial(read_text_tower, folder)) if kind == "clip" else None,
     )
+
+
+def _vision_config(facts: Mapping[str, Any], folder: Path) -> tuple[CLIPVisionConfig, StateDict]:
+    """The configuration of the vision tower that ``config.json`` describes, and the tensors of such a tower."""
+    from transformers import CLIPVisionConfig
+
+    try:
+        if facts["model_type"] == "clip":
+            facts = {**facts["vision_config"], "projection_dim": facts.get("projection_dim", 512)}
+        config: CLIPVisionConfig = CLIPVisionConfig.from_dict({**facts, "dtype": "float32"})
+        return config, build_wanted(config)
+    except Exception as error:  # a configuration of anyone: transformers raises whatever it stumbles over
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no vision tower of a CLIP ({first_line(error)}). Save the model again "
+            "with save_pretrained."
+        ) from error
 
 
 def own_finetuned(
@@ -88,7 +107,7 @@ def _own_state(base: Backbone, name: str | PathLike[str], what: str) -> StateDic
         if file is None:
             raise CheckpointError(f"{found} holds none of {', '.join(openclip_source.WEIGHTS)}. Copy one there.")
     state = openclip_source.read_state(file)
-    state = openclip.vision_state(state) if openclip.is_openclip(state) else _canonical(state)
+    state = openclip.vision_state(state) if openclip.is_openclip(state) else _vision(state, base.config, file)
     check_keys(state, base.state, str(file))
     return {key: state[key].float() for key in base.state}
 
@@ -98,23 +117,26 @@ def _of_transformers(base: Backbone, folder: Path) -> StateDict:
         return merge_linearized(base, folder)
     if is_adapter(folder):
         return merge_adapter(base, folder)
-    state = _canonical(read_weights(folder))
-    # A CLIPVisionModel ends before the projection, as the published fine-tunes of CLIP do: theirs is the backbone's.
-    if _PROJECTION not in state and read_config(folder).get("architectures") == ["CLIPVisionModel"]:
+    state = _vision(read_weights(folder), base.config, folder)
+    # A CLIPVisionModel ends before the projection, as the published fine-tunes of CLIP do, and so does what a
+    # classifier of pictures has of a CLIP: theirs is the backbone's.
+    kind = read_config(folder).get("architectures")
+    if _PROJECTION not in state and kind in (["CLIPVisionModel"], ["CLIPForImageClassification"]):
         state[_PROJECTION] = base.state[_PROJECTION]
+    if kind == ["CLIPForImageClassification"]:
+        head = [name for name in state if name.startswith("classifier.")]
+        _log.info("%s: left out, since CLIP's features are projected first: %s", folder, ", ".join(head))
+        state = {name: tensor for name, tensor in state.items() if name not in head}
     check_keys(state, base.state, str(folder))
     return {name: state[name].float() for name in base.state}
 
 
-def _canonical(state: StateDict) -> StateDict:
+def _vision(state: StateDict, config: Any, where: Path) -> StateDict:
     """The vision tower of a CLIP under the keys of CLIPVisionModelWithProjection.
 
-    Taken away: the text tower and the logit scale of a full CLIPModel, and ``position_ids``, a constant that
-    older versions of transformers stored. Added: the prefix ``vision_model.`` where a bare tower lacks it.
+    Taken away: the text tower and the logit scale of a full CLIPModel, constants that older versions of transformers
+    stored, and what wrappers put before names. Added: the prefix ``vision_model.`` where a bare tower lacks it.
     """
-    if any(name.startswith("text_model.") for name in state):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(_TEXT)}
-    state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
-    if any(name.startswith("vision_model.") for name in state):
-        return state
-    return {name if name == _PROJECTION else f"vision_model.{name}": tensor for name, tensor in state.items()}
+    known = architecture(config, "CLIPVisionModelWithProjection")
+    state = restyle(state, known, str(where)).state
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_TEXT)}

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, StateDict
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.files import check_writable, hash_tensors, home
 from fusionlib.zoo.kept import keep, read_kept
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.weights import check_keys, read_config, read_weights
 
 if TYPE_CHECKING:
@@ -97,16 +99,18 @@ def read_text_tower(folder: Path) -> TextTower:
 
     facts = read_config(folder)
     wide = {"projection_dim": facts.get("projection_dim", 512), "dtype": "float32"}
-    state = {key: value for key, value in read_weights(folder).items() if key.startswith(("text_model.", "text_proj"))}
-    state = {key: value for key, value in state.items() if not key.endswith("embeddings.position_ids")}
-    model = build_text_model(CLIPTextConfig.from_dict({**facts["text_config"], **wide}), state, str(folder))
+    config: CLIPTextConfig = CLIPTextConfig.from_dict({**facts["text_config"], **wide})
+    known = architecture(config, "CLIPTextModelWithProjection")
+    state = restyle(read_weights(folder), known, str(folder)).state
+    state = {key: value for key, value in state.items() if key.startswith(("text_model.", "text_proj"))}
+    model = build_text_model(config, state, str(folder))
     # without these files transformers makes an empty tokenizer, which knows no word, and says nothing
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer for zero-shot heads: neither tokenizer.json nor vocab.json. Save the "
             "CLIPTokenizer there, or pass heads=."
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return TextTower(model, lambda texts: tokenizer(texts, padding=True, return_tensors="pt"))
 
 

@@ -62,12 +62,14 @@ def read_plain(path: Path) -> Any:
         # mapped into memory rather than copied; what torch wrote before 2020 is no zip file, which that needs
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file ({error}). Copy or make it again.") from error
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file and cannot be read ({error}). Copy or make it again."
+        ) from error
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} can't be read as a file of plain tensors ({type(error).__name__}: {_first_line(error)}). Copy it "
+            f"{path} can't be read as a file of plain tensors ({type(error).__name__}: {first_line(error)}). Copy it "
             "again or save the model with save_pretrained, which writes safetensors."
         ) from error
 
@@ -139,5 +141,6 @@ def _read_shards(index: Path) -> StateDict:
     return state
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
     return (str(error).strip().splitlines() or [""])[0]

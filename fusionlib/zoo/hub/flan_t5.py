@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import CheckpointError, StateDict
+from fusionlib.core import CheckpointError, ParameterError, StateDict
 from fusionlib.zoo.adapter_merging import merge_adapter
 from fusionlib.zoo.adapters import is_adapter
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.asking import Questions
 from fusionlib.zoo.backbone import GivenHead
 from fusionlib.zoo.hub.table import datasets
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.losses import Loss
 from fusionlib.zoo.prompts import Prompt
 from fusionlib.zoo.t5 import AnswerHead, T5Backbone, all_names
@@ -80,7 +83,7 @@ def read(
     config = T5Config.from_dict({**facts, "dtype": "float32"})
     with torch.device("meta"):
         wanted = T5ForConditionalGeneration(config).state_dict()
-    state = _state(pretrained, wanted)
+    state = _state(pretrained, config, wanted)
     # Flan's output layer is its own, which T5Config forgets, and PEFT warns of when it finds the two apart
     config.tie_word_embeddings = state["lm_head.weight"].data_ptr() == state["shared.weight"].data_ptr()
     asked = {name: Prompt(data.prompt, data.classes) for name, data in datasets().items() if data.prompt}
@@ -95,11 +98,15 @@ def read(
 
 def read_finetuned(base: T5Backbone, folder: Path) -> StateDict:
     """The weights of a fine-tune, an adapter merged in; CheckpointError, KeyMismatch."""
-    return merge_adapter(base, folder) if is_adapter(folder) else _state(folder, base.state)
+    return merge_adapter(base, folder) if is_adapter(folder) else _state(folder, base.config, base.state)
 
 
-def _state(folder: Path, wanted: Mapping[str, Tensor]) -> StateDict:
+def _state(folder: Path, config: Any, wanted: Mapping[str, Tensor]) -> StateDict:
     """The weights in a folder under all the names they have, tied ones sharing storage."""
-    named = all_names({name: tensor.float() for name, tensor in read_weights(folder).items()})
+    found = restyle(read_weights(folder), architecture(config, "T5ForConditionalGeneration"), str(folder)).state
+    try:
+        named = all_names({name: tensor.float() for name, tensor in found.items()})
+    except ParameterError as error:
+        raise CheckpointError(f"the model in {folder} is no T5: {error}") from None
     check_keys(named, wanted, str(folder))
     return {name: named[name] for name in wanted}

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fusionlib.core import CheckpointError, StateDict
+from fusionlib.zoo.adapter_merging import merge_into, say_about
+from fusionlib.zoo.adapters import is_adapter
+from fusionlib.zoo.architectures import architecture
 from fusionlib.zoo.files import hash_file
 from fusionlib.zoo.gpt2 import Gpt2Backbone
 from fusionlib.zoo.heads import HEADS, read_head
+from fusionlib.zoo.key_styles import restyle
 from fusionlib.zoo.task import Task
 from fusionlib.zoo.texts import Tokens, read_tokenizer
 from fusionlib.zoo.weights import check_keys, read_config, read_weights
 
+if TYPE_CHECKING:
+    from transformers import GPT2Config
+
 _HEAD = "score.weight"
+_LM_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def read(pretrained: Path, models: Mapping[str, Path]) -> tuple[Gpt2Backbone, di
     config = GPT2Config.from_dict({**facts, "dtype": "float32"})
     with torch.device("meta"):
         wanted = GPT2Model(config).state_dict()
-    state = _trunk(read_weights(pretrained))
+    state = _trunk(read_weights(pretrained), config, pretrained)
     check_keys(state, wanted, str(pretrained))
     tokenizer = pretrained / "tokenizer.json"
     end = facts["eos_token_id"]
@@ -77,13 +86,21 @@ def read_finetuned(base: Gpt2Backbone, task: str, folder: Path) -> tuple[StateDi
     """(weights, weight of its head) of a fine-tune.
 
     Args:
-        folder: of a ``GPT2ForSequenceClassification``, or of a ``GPT2Model`` with its head in ``heads.safetensors``.
+        folder: of a ``GPT2ForSequenceClassification``, whole or a PEFT adapter of one, or of a ``GPT2Model`` with its
+            head in ``heads.safetensors``.
 
     Raises: CheckpointError, KeyMismatch.
     """
-    found = read_weights(folder)
-    if _HEAD in found:
-        head = found.pop(_HEAD).float()
+    if is_adapter(folder):
+        model = base.build()
+        beside = merge_into(model, folder, repr(base.name))
+        found = model.state_dict()
+        say_about(folder, base.name, {name: tensor for name, tensor in beside.items() if name != _HEAD})
+    else:
+        found = restyle(read_weights(folder), architecture(base.config, "GPT2Model"), str(folder)).state
+        beside = found
+    if _HEAD in beside:
+        head = beside[_HEAD].float()
     elif (folder / HEADS).is_file():
         head = read_head(folder / HEADS, task)
     else:
@@ -91,15 +108,15 @@ def read_finetuned(base: Gpt2Backbone, task: str, folder: Path) -> tuple[StateDi
             f"the fine-tune in {folder} has no head, {_HEAD}: it is no GPT2ForSequenceClassification. Pin the "
             "revision that is one (owner/name@commit)."
         )
-    state = _trunk(found)
+    state = {name: tensor for name, tensor in found.items() if name not in (_HEAD, _LM_HEAD)}
     check_keys(state, base.state, str(folder))
     return {name: state[name].float() for name in base.state}, head
 
 
-def _trunk(state: StateDict) -> StateDict:
+def _trunk(state: StateDict, config: GPT2Config, folder: Path) -> StateDict:
     """The keys of ``GPT2Model``, without the causal masks that older versions of transformers stored."""
-    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if name != "lm_head.weight"}
-    return {name: tensor for name, tensor in state.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    state = restyle(state, architecture(config, "GPT2Model"), str(folder)).state
+    return {name: tensor for name, tensor in state.items() if name != _LM_HEAD}
 
 
 def _there(path: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusionlib.core import CheckpointError
+from fusionlib.zoo.companions import beside
 from fusionlib.zoo.hub.data_files import wanted_data
 from fusionlib.zoo.hub.retrying import patiently
 
@@ -28,6 +29,7 @@ class Repo:
         config: of a data set that has several.
         splits: of a data set.
         weights: patterns of the files of weights: those wanted, and those to take where there are none.
+        companions: of a model, whether templates, code and folders below are wanted too, which travel with a merge.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Repo:
     config: str | None = None
     splits: tuple[str, ...] = ()
     weights: tuple[str, str] = WEIGHTS
+    companions: bool = False
 
     @property
     def name(self) -> str:
@@ -62,7 +65,10 @@ class Repo:
             ]
         top = [path for path in paths if "/" not in path and not _TRAINING.search(path)]
         best, other = ([path for path in top if re.fullmatch(pattern, path)] for pattern in self.weights)
-        return [path for path in top if path.endswith(_SMALL)] + (best or other)
+        small = [path for path in top if path.endswith(_SMALL)]
+        return (
+            small + (best or other) + ([path for path in beside(paths) if path not in small] if self.companions else [])
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,8 +23,10 @@ def encode(texts: Sequence[str], folder: Path, *, batch_size: int = 64) -> Tenso
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model: Any = AutoModel.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    ).eval()
     distinct = sorted(set(texts), key=len)  # texts of one length together need no padding
     rows: dict[str, Tensor] = {}
     with torch.inference_mode():
