@@ -36,9 +36,11 @@ def evaluate(
         limit: only the first examples of each task; None means all.
     Returns: task -> (correct, total), in the order of ``tasks``; where an example can be right in part (see
         ``Task.metric``), (sum of scores, total).
-    Raises: UnknownName, if the suite has no such task.
+    Raises: UnknownName, if the suite has no such task; ParameterError, if one of them has no such split.
     """
     chosen = suite.spec.tasks if tasks is None else [suite.task(name).name for name in tasks]
+    for task in chosen:
+        suite.batches(task, split, limit=limit)  # nothing is read yet, but what is wrong with these is said
     return {task: evaluate_task(model, suite, task, split, limit=limit) for task in chosen}
 
 

@@ -23,6 +23,8 @@ def question(
     hyperparameters: Mapping[str, Any],
 ) -> Record:
     """A record without an answer, of a method or a reference; its key hashes everything that determines the counts."""
+    for task in suite.spec.tasks:
+        suite.batches(task, split, limit=limit)  # nothing is read yet, but a split that is missing is said now
     if isinstance(asked_of, str):
         card, name, source = None, asked_of, source_hash(asked_of)
     else:

@@ -74,7 +74,7 @@ def check_texts(columns: dict[str, Any], what: str, place: Place) -> None:
         column = pyarrow.chunked_array([values], pyarrow.string()) if isinstance(values, list) else values
         if column.type not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
             raise ParameterError(
-                f"column {name!r} of {what} is of the type {column.type}, not of texts. Cast it with "
+                f"column {name!r} of {what} is of the type {column.type}, not of texts: {place(0)}. Cast it with "
                 f'dataset.cast_column("{name}", datasets.Value("string")) and save the data again, after decoding what '
                 "is bytes."
             )
@@ -89,7 +89,7 @@ def check_texts(columns: dict[str, Any], what: str, place: Place) -> None:
             try:
                 chunk.validate(full=True)
             except pyarrow.ArrowInvalid:
-                raise _no_utf8(chunk, row, name, place) from None
+                raise _no_utf8(chunk, row, name, what, place) from None
             row += len(chunk)
         plain = column.cast(pyarrow.large_string())
         some = some or bool(pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(plain)), 0)).as_py())
@@ -99,7 +99,7 @@ def check_texts(columns: dict[str, Any], what: str, place: Place) -> None:
         )
 
 
-def _no_utf8(chunk: Any, row: int, name: str, place: Place) -> ParameterError:
+def _no_utf8(chunk: Any, row: int, name: str, what: str, place: Place) -> ParameterError:
     import pyarrow
 
     for index, value in enumerate(chunk.cast(pyarrow.large_binary(), safe=False).to_pylist()):
@@ -107,10 +107,12 @@ def _no_utf8(chunk: Any, row: int, name: str, place: Place) -> ParameterError:
             value.decode("utf-8")
         except UnicodeDecodeError as error:
             return ParameterError(
-                f"column {name!r} of {place(row + index)} is no text in UTF-8 ({error.reason}). Write the file again "
-                "from texts that were read in their own encoding."
+                f"column {name!r} of {place(row + index)}, in {what}, is no text in UTF-8 ({error.reason}). Write the "
+                "file again from texts that were read in their own encoding."
             )
-    return ParameterError(f"column {name!r} of {place(row)} or a row after it is damaged. Write the file again.")
+    return ParameterError(
+        f"column {name!r} of {what} is damaged, in {place(row)} or a row after it. Write the file again."
+    )
 
 
 def _said(value: Any) -> str:

@@ -17,6 +17,7 @@ from fusionlib.zoo.adapter_merging import merge_into, say_about
 from fusionlib.zoo.adapters import is_adapter, read_adapter
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.folders import load_complete
+from fusionlib.zoo.heads import check_finite
 from fusionlib.zoo.task import Task
 from fusionlib.zoo.weights import check_keys
 
@@ -123,7 +124,9 @@ class ClassifierBackbone(Backbone):
             model = load_complete(self.auto, folder, **self._padding())
         state = {key: value.detach() for key, value in model.base_model.state_dict().items()}
         check_keys(state, self.state, str(folder))
-        return {key: state[key] for key in self.state}, ClassifierHead(model, _order(model.config, task, folder)).eval()
+        head = ClassifierHead(model, _order(model.config, task, folder)).eval()
+        check_finite(head.state_dict(), task)
+        return {key: state[key] for key in self.state}, head
 
     @property
     def prefix(self) -> str:

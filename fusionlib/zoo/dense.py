@@ -16,7 +16,7 @@ from fusionlib.core import ParameterError, StateDict
 from fusionlib.zoo.backbone import Backbone, GivenHead
 from fusionlib.zoo.decoder import CHANNELS, RATES, DenseHead
 from fusionlib.zoo.files import SCENES, hash_file
-from fusionlib.zoo.heads import read_head_state
+from fusionlib.zoo.heads import check_finite, read_head_state
 from fusionlib.zoo.resnet import DilatedResNet, ResNetConfig
 from fusionlib.zoo.scenes import Scenes
 from fusionlib.zoo.task import Task
@@ -64,6 +64,7 @@ class DenseBackbone(Backbone):
         state = _tensors(given, task)
         decoder = self._decoder(task)
         check_keys(state, decoder.state_dict(), f"the head of task {task.name!r}")
+        check_finite(state, task)
         decoder.load_state_dict(state)
         return decoder.requires_grad_(False).eval()
 

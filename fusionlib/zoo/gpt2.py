@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusionlib.core import ParameterError
 from fusionlib.zoo.backbone import Backbone, GivenHead
 from fusionlib.zoo.files import TEXT, hash_file
-from fusionlib.zoo.heads import given_weight
+from fusionlib.zoo.heads import check_finite, given_weight
 from fusionlib.zoo.task import Task
 from fusionlib.zoo.texts import Tokens
 
@@ -79,6 +79,7 @@ class Gpt2Backbone(Backbone):
                 f"the head of task {task.name!r} has shape {tuple(weight.shape)}, but {wanted} is needed: one row per "
                 f"class of the task, one column per feature of {self.name!r}."
             )
+        check_finite({"weight": weight}, task)
         return LastTokenHead(weight)
 
     def start_head(self, task: Task, seed: int) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusionlib.core import CheckpointError, ParameterError, StateDict
+from fusionlib.core import CheckpointError, NonFiniteError, ParameterError, StateDict
 from fusionlib.zoo.files import DATA
 from fusionlib.zoo.task import Task
 
@@ -51,6 +51,7 @@ def make_head(task: Task, backbone: ClipBackbone, given: GivenHead) -> CosineHea
     Raises:
         ParameterError: the head's shape does not fit the task or the backbone, or there is no head at all.
         CheckpointError: a file of heads is missing or holds nothing for the task.
+        NonFiniteError: it has NaN or Inf.
     """
     if given is not None:
         weight = given_weight(given, task)
@@ -71,7 +72,17 @@ def make_head(task: Task, backbone: ClipBackbone, given: GivenHead) -> CosineHea
             f"the head of task {task.name!r} has shape {tuple(weight.shape)}, but {wanted} is needed: one row per "
             f"class of the task, one column per feature of {backbone.name!r}."
         )
+    check_finite({"weight": weight}, task)
     return CosineHead(weight, backbone.logit_scale)
+
+
+def check_finite(state: Mapping[str, Tensor], task: Task) -> None:
+    """Raise NonFiniteError if a head has NaN or Inf: it would find the same class in every example."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"the head of task {task.name!r} has values that are not finite, in {name!r}. Make or fetch it again."
+            )
 
 
 @functools.lru_cache(maxsize=32)
@@ -83,15 +94,35 @@ def embedded_weight(task: str) -> Tensor:
 def given_weight(given: Tensor | Mapping[str, Tensor] | str | PathLike[str], task: Task) -> Tensor:
     """The one weight of a head that a user gave, or that was trained; ParameterError, CheckpointError."""
     if isinstance(given, Tensor):
-        return given
+        return _numbers(given, task)
     if not isinstance(given, Mapping):
-        return read_head(Path(given).expanduser(), task)
+        return read_head(_path(given, task), task)
     if list(given) != ["weight"]:
         raise ParameterError(
             f"the head of task {task.name!r} has the tensors {', '.join(given) or 'none'}; here a head is a single "
             "tensor, called 'weight'."
         )
-    return given["weight"]
+    return _numbers(given["weight"], task)
+
+
+def _numbers(weight: Any, task: Task) -> Tensor:
+    """The weight as float32; ParameterError, for what is no tensor of real numbers."""
+    kind = f"{type(weight).__name__}" + (f" of {weight.dtype}" if isinstance(weight, Tensor) else "")
+    if not isinstance(weight, Tensor) or weight.is_complex() or weight.is_quantized or weight.dtype == torch.bool:
+        raise ParameterError(
+            f"the head of task {task.name!r} is a {kind}; it must be a tensor of real numbers, or a safetensors file."
+        )
+    return weight.to(torch.float32)
+
+
+def _path(given: Any, task: Task) -> Path:
+    try:
+        return Path(given).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise ParameterError(
+            f"the head of task {task.name!r} is {given!r}, no tensor and no path ({error}). Give a tensor or a "
+            "safetensors file."
+        ) from error
 
 
 def read_head(path: Path, task: Task | str) -> Tensor:
@@ -106,7 +137,10 @@ def read_head(path: Path, task: Task | str) -> Tensor:
             f"{path} holds no head for task {name!r}: its tensors are {_listed(path)}. Name the "
             f"tensor {name!r} or 'weight'."
         )
-    return (found[name] if name in found else found["weight"]).to(torch.float32)
+    found_weight = found[name] if name in found else found["weight"]
+    if not found_weight.is_floating_point():
+        raise CheckpointError(f"the head of task {name!r} in {path} is {found_weight.dtype}, not floating point.")
+    return found_weight.to(torch.float32)
 
 
 def read_head_state(path: Path, task: str) -> StateDict:
@@ -126,12 +160,14 @@ def head_tensors(task: str, head: nn.Module) -> StateDict:
 def _read_tensors(path: Path, task: str, wanted: Callable[[str], bool]) -> StateDict:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise CheckpointError(f"the head of task {task!r} should be in {path}, but there is no such file.")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"the head of task {task!r} should be in {path}, but there is no such file.")
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118  (no iterator)
-    except SafetensorError as error:
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read as safetensors ({error}). Make or fetch it again.") from error
 
 

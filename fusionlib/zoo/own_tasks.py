@@ -102,6 +102,8 @@ def _in(whole: Split) -> str:
 
 def _locate(name: str, path: str | PathLike[str]) -> Path:
     try:
+        if "\0" in str(path):
+            raise ValueError("it has a null character")
         source = Path(path).expanduser().absolute()
         if source.exists():
             return source

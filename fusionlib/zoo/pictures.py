@@ -103,6 +103,7 @@ def _formats() -> tuple[str, ...]:
     """All that PIL can open, but for EPS, which it has another program run."""
     import PIL.Image
 
+    PIL.Image.preinit()  # the common ones come first
     PIL.Image.init()
     return tuple(name for name in PIL.Image.ID if name != "EPS")
 
