@@ -66,7 +66,7 @@ def _check_keys(configuration: Configuration) -> None:
     of_chapters = {name for chapter in chapters for name in chapter.parameters}
     for key in unknown:
         if key not in configuration.lines or key not in of_chapters:
-            raise ParameterError(f"{configuration.where(key)}: a fine-tune takes no {key!r}.{suggest(key, _KNOWN)}")
+            raise ParameterError(f"{configuration.where(key)}: {key!r} is not known.{suggest(key, _KNOWN)}")
 
 
 def _without_checkpoints(tasks: Any) -> Any:
