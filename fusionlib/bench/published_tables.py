@@ -8,7 +8,7 @@ from html import escape
 
 from fusionlib.bench.published import Entry, is_reference, suite_facts
 from fusionlib.bench.published_records import differences, reproduced
-from fusionlib.bench.table import Cell, Table, mark_best
+from fusionlib.bench.table import Cell, Table, mark_best, markdown
 from fusionlib.core import ParameterError, Record
 
 NOT_RUN = "not run here"
@@ -25,7 +25,7 @@ class Folded:
         return f"<details><summary>{escape(self.title)}</summary>{self.table._repr_html_()}</details>"
 
     def _repr_markdown_(self) -> str:
-        return f"**{self.title}**\n\n{self.table._repr_markdown_()}"
+        return f"**{markdown(self.title)}**\n\n{self.table._repr_markdown_()}"
 
     def __repr__(self) -> str:
         return f"{self.title}\n{self.table!r}"

@@ -9,8 +9,13 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from fusionlib.bench.escape import escaped
+
 if TYPE_CHECKING:
     import pandas as pd
+
+# a line in which Markdown finds nothing to mark, and which does not begin as a list or a rule would
+_ORDINARY = re.compile(r"(?![-+=]+(?: |$)|\d+[.)] | )(?:[^\W_]|[ .,:;%±×–−()=+-]|& )*")
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,9 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         marks = {"best": "**{}**", "second": "*{}*", "": "{}"}
-        lines = ["| " + " | ".join(map(_markdown, self.columns)) + " |", "|" + " --- |" * len(self.columns)]
-        lines += ["| " + " | ".join(marks[c.mark].format(_markdown(c.text)) for c in row) + " |" for row in self.rows]
-        return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
+        lines = ["| " + " | ".join(map(markdown, self.columns)) + " |", "|" + " --- |" * len(self.columns)]
+        lines += ["| " + " | ".join(marks[c.mark].format(markdown(c.text)) for c in row) + " |" for row in self.rows]
+        return "\n".join(lines) + (f"\n\n{markdown(self.note)}" if self.note else "")
 
     def to_frame(self) -> pd.DataFrame:
         """The texts as a pandas data frame, the first column as its index."""
@@ -127,8 +132,10 @@ def mark_best(columns: Sequence[Sequence[float | None]]) -> list[list[str]]:
     return marks
 
 
-def _markdown(text: str) -> str:
-    return escape(text, quote=False).replace("|", "\\|")
+def markdown(text: str) -> str:
+    """The text as Markdown that shows it, in a line or a table; ordinary words and numbers as they are."""
+    text = text.strip()
+    return text if _ORDINARY.fullmatch(text) else escaped(text)
 
 
 def _html(cell: Cell) -> str:

@@ -33,6 +33,23 @@ def group() -> None:
     """Deep model fusion, chapter by chapter: run the notebooks, build the book."""
 
 
+def _change(what: str) -> Any:
+    """The option ``-p KEY VALUE``, whose value is the pairs, each key once."""
+    return click.option(
+        "-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help=what, callback=_each_key_once
+    )
+
+
+def _each_key_once(context: click.Context, option: Any, pairs: tuple[tuple[str, str], ...]) -> Any:
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        from fusionlib.core import ParameterError
+
+        raise ParameterError(f"-p: {', '.join(map(repr, twice))} is set more than once; keep one value.")
+    return pairs
+
+
 def _grid_options(command: Any) -> Any:
     options = [
         click.option(
@@ -43,7 +60,7 @@ def _grid_options(command: Any) -> Any:
         ),
         click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Chapters at once; default one per core."),
         click.option("--force", is_flag=True, help="Run what is up to date, too."),
-        click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Change a parameter."),
+        _change("Change a parameter."),
         click.option("-v", "--verbose", is_flag=True, help="Say how kernels are started."),
     ]
     for option in reversed(options):
@@ -114,7 +131,7 @@ def methods() -> None:
 
 @group.command(cls=_Greedy)
 @click.option("--params", multiple=True, metavar="X.yaml ...", help="Configurations: files, or names in params/.")
-@click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Change a parameter.")
+@_change("Change a parameter.")
 def prepare(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> None:
     """Make the fine-tunes that configurations need, without running a chapter."""
     from fusionlib.press import grid, project
@@ -130,12 +147,12 @@ def prepare(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> 
 
 @group.command(cls=_Greedy)
 @click.option("--params", multiple=True, metavar="X.yaml ...", help="Configurations: files, or names in params/.")
-@click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Set or change a parameter.")
+@_change("Set or change a parameter.")
 def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> None:
     """Download what configurations need of the hub: sizes first, resumed where it stopped, checksums compared."""
     from fusionlib.core import ParameterError
+    from fusionlib.press import fetching, project
     from fusionlib.press import params as files
-    from fusionlib.press import project
     from fusionlib.zoo.hub.fetching import fetch, needed_by
 
     if not params and not overrides:
@@ -146,7 +163,9 @@ def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> No
         read = [files.read(path) for path in files.locate(params, project.find())]
     else:
         read = [files.Configuration("", "-p", {}, {})]  # works outside a checkout, too
-    needed = needed_by(files.override(configuration, overrides).values for configuration in read)
+    read = [files.override(configuration, overrides) for configuration in read]
+    fetching.check(read)
+    needed = needed_by(configuration.values for configuration in read)
     if not needed:
         click.echo("Nothing to download: these configurations need nothing of the hub.")
         return
@@ -158,7 +177,7 @@ def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> No
 @click.option("--task", required=True, metavar="NAME", help="The task of it to train on.")
 @click.option("--out", metavar="FOLDER", help="Where it goes; by default among fusionlib's checkpoints.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="By default the configuration's first.")
-@click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Change a parameter.")
+@_change("Change a parameter.")
 def train(params: str, task: str, out: str | None, seed: int | None, overrides: tuple[tuple[str, str], ...]) -> None:
     """Fine-tune a configuration's backbone on one of its tasks by the published recipe; goes on where it stopped."""
     from fusionlib.press import training
@@ -169,15 +188,15 @@ def train(params: str, task: str, out: str | None, seed: int | None, overrides: 
 @group.command()
 @click.argument("recipe", metavar="FILE.yaml")
 @click.option("--out", required=True, metavar="FOLDER", help="Where the merged model goes; must not exist yet.")
-@click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Change a hyper-parameter.")
+@_change("Change a hyper-parameter.")
 def merge(recipe: str, out: str, overrides: tuple[tuple[str, str], ...]) -> None:
     """Merge the models that a file names (method, pretrained, finetuned) into a folder; no tasks needed."""
     from pathlib import Path
 
     from fusionlib.bench import merging
-    from fusionlib.bench.merge_recipe import read_recipe
+    from fusionlib.bench.merge_recipe import changed, read_recipe
     from fusionlib.press.params import typed
 
-    asked = read_recipe(Path(recipe)) | {key: typed(text) for key, text in overrides}
+    asked = changed(read_recipe(Path(recipe)), {key: typed(text) for key, text in overrides})
     folder = merging.merge(folder=out, **asked)
     click.echo(f"Merged {len(asked['finetuned'])} models with {asked['method']} into {folder}.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from fusionlib.press.plan import Job
@@ -86,7 +87,7 @@ class Display:
                 continue
             cell, of = self._cells.get(identity, (0, 0))
             table.add_row(
-                job.label,
+                escape(job.label),
                 f"cell {cell} of {of}" if of else "starting",
                 f"{time.monotonic() - self._begun[identity]:.0f} s",
             )

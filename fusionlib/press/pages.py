@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fusionlib.bench.escape import escaped
 from fusionlib.press.files import read_json
 from fusionlib.press.project import status_file
 
@@ -37,11 +38,11 @@ def reason_page(source: Path, reason: str, chapter: str = "", configuration: str
     first = "".join(notebook["cells"][0]["source"])
     title = re.findall(r"^# (.+)$", first, flags=re.M)[0]
     if configuration:
-        head = f"# {title}: {configuration}\n\n[{title}]({_up(chapter)}{chapter}.ipynb) explains the method."
+        head = f"# {title}: {escaped(configuration)}\n\n[{title}]({_up(chapter)}{chapter}.ipynb) explains the method."
     else:
         head = f"{''.join(_LABEL.findall(first))}# {title}"
     title = "Does not apply to these models or tasks"
-    text = f"{head}\n\n```{{admonition}} {title}\n{reason[0].upper()}{reason[1:]}\n```"
+    text = f"{head}\n\n```{{admonition}} {title}\n{escaped(reason[:1].upper() + reason[1:])}\n```"
     return dump({**notebook, "cells": [{"cell_type": "markdown", "id": "reason", "metadata": {}, "source": text}]})
 
 
@@ -69,7 +70,7 @@ def _results_page(executed: Path, chapter: str, configuration: str) -> bytes | N
     values = read_json(status_file(executed)).get("parameters", {})
     listed = "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
     head = (
-        f"# {title}: {configuration}\n\nThe results of [{title}]({_up(chapter)}{chapter}.ipynb) for another "
+        f"# {title}: {escaped(configuration)}\n\nThe results of [{title}]({_up(chapter)}{chapter}.ipynb) for another "
         f"configuration; the chapter explains them.\n\n```yaml\n{listed}\n```"
     )
     cells = [{"cell_type": "markdown", "id": "results-head", "metadata": {}, "source": head}, *kept]

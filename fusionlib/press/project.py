@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionlib.core import FusionError, NegativeVariance, NotApplicable
+from fusionlib.core import FusionError, NegativeVariance, NotApplicable, ParameterError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,15 @@ class Project:
         return self.root / "_build" / "executed"
 
     def executed_copy(self, configuration: str, chapter: str) -> Path:
-        """Where the executed copy of a chapter lies; ``chapter`` is its path below ``book/``, without suffix."""
+        """Where the executed copy of a chapter lies; ``chapter`` is its path below ``book/``, without suffix.
+
+        Raises: ParameterError for a configuration whose name can't be that of a folder here.
+        """
+        if configuration.startswith(".") or not configuration.isprintable() or set(configuration) & set("/\\"):
+            raise ParameterError(
+                f"a configuration called {configuration!r} can't have a folder of that name in {self.executed}: give "
+                "its file a name that begins with a letter or digit, such as mine.yaml."
+            )
         return self.executed / configuration / f"{chapter}.ipynb"
 
 

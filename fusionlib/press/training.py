@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fusionlib.core import ParameterError, suggest
+from fusionlib.core import FusionError, ParameterError, suggest
 from fusionlib.press import params, project
+from fusionlib.press.chapters import read_all
+from fusionlib.press.params import Configuration
 from fusionlib.press.values import SHARED, impossible
 
 _KNOWN = (*SHARED, "pretrained")
@@ -23,7 +24,7 @@ def train(name: str, overrides: Iterable[tuple[str, str]], task: str, out: str |
         overrides: (parameter, value as typed).
         seed: the first of the configuration's seeds if None.
 
-    Raises: ParameterError, before anything is read, for a value that can't be or a key that looks mistyped.
+    Raises: ParameterError, before anything is read, for a value that can't be or a key that nobody knows.
     """
     from fusionlib.zoo.training import NYUV2
     from fusionlib.zoo.training import train as make
@@ -34,14 +35,12 @@ def train(name: str, overrides: Iterable[tuple[str, str]], task: str, out: str |
     for key in _NEEDED:
         if key not in values:
             raise ParameterError(f"{path.name} does not say {key}, which a fine-tune needs: add `{key}: ...`.")
+    _check_keys(configuration)
     values["tasks"] = _without_checkpoints(values["tasks"])
     for key, value in values.items():
-        where = configuration.where(key)
-        if key not in _KNOWN and get_close_matches(key, _KNOWN, n=1):
-            raise ParameterError(f"{where}: {key!r} is not known.{suggest(key, _KNOWN)}")
         problem = impossible(key, value, Path.cwd()) if key in SHARED and value != NYUV2 else None
         if problem:
-            raise ParameterError(f"{where}: {problem}")
+            raise ParameterError(f"{configuration.where(key)}: {problem}")
     return make(
         values["backbone"],
         values["tasks"],
@@ -52,6 +51,22 @@ def train(name: str, overrides: Iterable[tuple[str, str]], task: str, out: str |
         device=values.get("device", "auto"),
         pretrained=values.get("pretrained"),
     )
+
+
+def _check_keys(configuration: Configuration) -> None:
+    """A file may be one for chapters, too, and hold their parameters; what neither they nor a fine-tune have is an
+    error, and so is whatever is given with ``-p`` and does nothing here."""
+    unknown = [key for key in configuration.values if key not in _KNOWN]
+    if not unknown:
+        return
+    try:
+        chapters = read_all(project.find())
+    except FusionError:  # not inside of the book
+        chapters = []
+    of_chapters = {name for chapter in chapters for name in chapter.parameters}
+    for key in unknown:
+        if key not in configuration.lines or key not in of_chapters:
+            raise ParameterError(f"{configuration.where(key)}: {key!r} is not known.{suggest(key, _KNOWN)}")
 
 
 def _without_checkpoints(tasks: Any) -> Any:

@@ -106,7 +106,7 @@ class Progress:
         from rich.progress import Progress as Bars
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # it holds names of tasks
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
