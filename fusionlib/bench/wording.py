@@ -1,4 +1,4 @@
-"""Words that follow from numbers, for prose which compares: a sentence keeps its side when the numbers change theirs."""
+"""Words that follow from numbers, for prose that compares: it keeps on the right side when the numbers change."""
 
 from __future__ import annotations
 
