@@ -132,7 +132,7 @@ def versus(across: Iterable[Record], upwards: Iterable[Record], x_label: str = "
 
 
 def _shares(records: Iterable[Record]) -> tuple[dict[str, float], dict[str, Record]]:
-    """Of every method the row with the best average: its normalised accuracy in percent, and a record to draw it like."""
+    """Of every method's row with the best average: the normalised accuracy in percent, and a record to draw it like."""
     found = sorted(bounds_first(rows(records)), key=lambda row: row.average)
     shares = {row.first.method: 100 * row.normalized for row in found if row.normalized is not None}
     if not shares:
