@@ -79,6 +79,21 @@ def test_a_choice_is_judged_by_all_trials_whatever_they_were_counted_on():
     assert choice_edges(chosen, swept({0.1: 50, 0.3: 60}, seed=1)) == []
 
 
+def test_a_record_can_say_itself_what_was_tried():
+    def note(value, *tried):
+        chosen = make_record(hyperparameters={"scale": value}, selected_on="val")
+        chosen.provenance["tried"] = {"scale": list(tried)}
+        return [(edge.side, edge.beyond) for edge in choice_edges(chosen, [])]
+
+    assert note(0.01, 0.01, 0.03) == [("lowest", 0.00333333)]
+    assert note(0.03, 0.01, 0.03, 0.1) == [] and note(0.03, 0.03) == []
+    record = fl.run("task_arithmetic", toy_suite(), selected_on="val", tried={"scale": (0.4, 0.8)}, scale=0.8)
+    assert record.provenance["tried"] == {"scale": [0.4, 0.8]}
+    assert "scale 0.8, the highest" in fl.tables.by_task([record]).note
+    with pytest.raises(ParameterError, match="say on which split with `selected_on` too"):
+        fl.run("task_arithmetic", toy_suite(), tried={"scale": (0.4, 0.8)}, scale=0.8)
+
+
 @given(st.dictionaries(st.integers(1, 400), st.integers(0, 100), min_size=2, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_only_a_best_value_that_is_the_last_one_is_named(curve):

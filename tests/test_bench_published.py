@@ -12,7 +12,7 @@ import fusionlib as fl
 from fusionlib.bench import published, published_plots
 from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.published import lines
-from fusionlib.bench.published_records import differences, reproduced
+from fusionlib.bench.published_records import differences, kept_there, reproduced
 from fusionlib.bench.published_tables import NOT_RUN, Folded, against
 from fusionlib.core import ParameterError, Record
 
@@ -153,6 +153,15 @@ def test_hyperparameters_that_the_publication_implies():
     assert reproduced(entry, [record("ties_merging", hyperparameters=mean)]) is None
     assert reproduced(entry, [record("ties_merging", hyperparameters=added)]) is not None
     assert reproduced(line("WUDI-Merging"), [record("simple_average", hyperparameters={})]) is None
+
+
+def test_shares_of_what_fine_tuning_gained():
+    shares = kept_there(lines(B32))
+    # means of the published rows: pretrained 48.2375, fine-tuned 90.375, simple averaging 66.5375
+    assert shares["simple_average"] == pytest.approx(100 * (66.5375 - 48.2375) / (90.375 - 48.2375))
+    assert "regmean" in shares and not {"pretrained", "finetuned", "multitask", None} & shares.keys()
+    with pytest.raises(ParameterError, match="a share needs the published lines of pretrained; pass the whole table"):
+        kept_there([entry for entry in lines(B32) if entry.card != "pretrained"])
 
 
 def test_table_of_published_numbers_beside_ours():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusionlib.bench.wording import listed, numbered, verb
+from fusionlib.bench.wording import edge, listed, numbered, verb
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_lists():
     assert [listed("a"), listed("ab"), listed("abc"), listed([])] == ["a", "a and b", "a, b and c", "none"]
     assert numbered({"letters": -2.04, "mnist": 3.06}) == "mnist (+3.1) and letters (\N{MINUS SIGN}2.0)"
     assert numbered({}, none="no task") == "no task"
+
+
+def test_edge_says_on_which_side_more_may_be_found():
+    assert edge(0.01, [0.01, 0.03]).startswith("It is the lowest of the 2 that were tried, so a lower one")
+    assert edge(2.0, [0.0, 0.5, 1.0, 2.0]).startswith("It is the highest of the 4 that were tried, so a higher one")
+    assert edge(0.5, [0.0, 0.5, 1.0]) == "It lies inside the range that was tried."
+    assert edge(0.5, [0.5]) == "No other value was tried."

@@ -1,5 +1,6 @@
-// Tables with facets get a choice above them, and every table with numbers can be sorted by a click on a column's
-// title. Without this script a table is complete and in its own order.
+// Tables with facets get a choice above them, and can be sorted by a click on a column's title. A table that is wider
+// than its column says so, and can be scrolled with the keyboard. Without this script a table is complete and in its
+// own order.
 (() => {
   "use strict";
   const number = (text) => {
@@ -64,10 +65,51 @@
     table.parentElement.before(form);
   };
 
+  // A box that scrolls sideways, in a frame that shows on which sides there is more.
+  const framed = (box) => {
+    const frame = document.createElement("div");
+    frame.className = "fusion-scroll";
+    const words = document.createElement("p");
+    words.className = "fusion-more";
+    words.setAttribute("aria-hidden", "true");
+    words.textContent = "more columns: scroll sideways \u2194";
+    const edges = ["left", "right"].map((side) => {
+      const edge = document.createElement("div");
+      edge.className = `fusion-edge ${side}`;
+      return edge;
+    });
+    box.replaceWith(frame);
+    frame.append(words, box, ...edges);
+    const update = () => {
+      const hidden = box.scrollWidth - box.clientWidth;
+      frame.classList.toggle("wide", hidden > 1);
+      frame.classList.toggle("more-left", box.scrollLeft > 1);
+      frame.classList.toggle("more-right", hidden - box.scrollLeft > 1);
+      if (hidden > 1) {
+        box.tabIndex = 0;
+        box.setAttribute("role", "region");
+        box.setAttribute("aria-label", "Table, scrolls sideways");
+      } else {
+        for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+      }
+    };
+    box.addEventListener("scroll", update, { passive: true });
+    new ResizeObserver(update).observe(box);
+    update();
+  };
+
   document.addEventListener("DOMContentLoaded", () => {
     for (const table of document.querySelectorAll("table.fusion-table[data-facets]")) {
       sortable(table);
       filterable(table);
+    }
+    for (const box of document.querySelectorAll(".fusion-table-wrap")) framed(box);
+    for (const table of document.querySelectorAll(".bd-article table:not(.fusion-table)")) {
+      const box = document.createElement("div");
+      box.className = "fusion-table-wrap";
+      table.replaceWith(box);
+      box.append(table);
+      framed(box);
     }
   });
 })();

@@ -56,7 +56,8 @@ def choice_edges(chosen: Record, trials: Iterable[Record]) -> list[Edge]:
     """As ``edges``, of a choice that was made among ``trials``, validation records that were counted on any examples.
 
     Args:
-        trials: of the same suite; those of other methods, seeds and examples decide nothing.
+        trials: of the same suite; those of other methods, seeds and examples decide nothing. What the record itself
+            says was tried (``fl.run(tried=...)``) counts as well.
     """
     trials = [record for record in trials if (record.method, record.seed) == (chosen.method, chosen.seed)]
     found = [_edge(chosen, name, trials) for name in chosen.hyperparameters]
@@ -65,10 +66,12 @@ def choice_edges(chosen: Record, trials: Iterable[Record]) -> list[Edge]:
 
 def _edge(chosen: Record, name: str, trials: Sequence[Record]) -> Edge | None:
     line, value = _line(chosen, name, trials), chosen.hyperparameters[name]
-    values = sorted({record.hyperparameters[name] for record in line})
+    searched = name not in UNORDERED and _is_number(value)
+    noted = chosen.provenance.get("tried", {}).get(name, []) if searched else []
+    values = sorted({record.hyperparameters[name] for record in line} | {v for v in noted if _is_number(v)})
     reached = {record.limit: record.average for record in line if record.hyperparameters[name] == value}
     as_good = {r.hyperparameters[name] for r in line if r.limit in reached and r.average >= reached[r.limit]}
-    if len(values) < 2 or as_good != {value} or value not in (values[0], values[-1]):
+    if len(values) < 2 or as_good - {value} or value not in (values[0], values[-1]):
         return None
     side = "highest" if value == values[-1] else "lowest"
     if value == 0:

@@ -111,7 +111,7 @@ def tradeoff(records: Iterable[Record], cost: str = "stored") -> Figure:
 
 
 def versus(across: Iterable[Record], upwards: Iterable[Record], x_label: str = "", y_label: str = "") -> Figure:
-    """One marker per method: what it keeps of the fine-tuned models' average in one suite, and in another.
+    """One marker per method: its normalised accuracy in one suite, and in another, in percent.
 
     Args:
         across: records of the first suite; upwards: of the second. Methods that are in both are drawn.
@@ -132,10 +132,9 @@ def versus(across: Iterable[Record], upwards: Iterable[Record], x_label: str = "
 
 
 def _shares(records: Iterable[Record]) -> tuple[dict[str, float], dict[str, Record]]:
-    """Of every method the best average, in percent of the fine-tuned models', and a record to draw it like."""
+    """Of every method's row with the best average: the normalised accuracy in percent, and a record to draw it like."""
     found = sorted(bounds_first(rows(records)), key=lambda row: row.average)
-    ceiling = next((row.average for row in found if row.first.method == "finetuned"), None)
-    if ceiling is None:
-        raise ParameterError("shares are of the fine-tuned models' average, and their record is missing.")
-    shares = {row.first.method: 100 * row.average / ceiling for row in found}
+    shares = {row.first.method: 100 * row.normalized for row in found if row.normalized is not None}
+    if not shares:
+        raise ParameterError("accuracy is normalised by that of the fine-tuned models, and their record is missing.")
     return shares, {row.first.method: row.first for row in found}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fusionlib.bench import published
+from fusionlib.bench.provenance import REFERENCES
 from fusionlib.bench.records import uses_defaults
-from fusionlib.core import Record
+from fusionlib.core import ParameterError, Record
 
 
 def reproduced(entry: published.Entry, records: Iterable[Record]) -> Record | None:
@@ -41,6 +42,22 @@ def differences(entry: published.Entry, record: Record) -> dict[str, float]:
     """Task -> our accuracy minus the published one, in points, under the published names of the tasks."""
     ours = {_plain(task): 100 * value for task, value in record.accuracy.items()}
     return {task: ours[_plain(task)] - value for task, value in entry.values.items()}
+
+
+def kept_there(entries: Iterable[published.Entry]) -> dict[str, float]:
+    """Our card -> what its published line keeps of fine-tuning's gain, in percent, as ``scores.kept`` says of records.
+
+    Args:
+        entries: of one suite, with its pretrained and fine-tuned lines; those that no card of ours stands for, and
+            references, are left out.
+    Raises: ParameterError, if one of the two lines is missing.
+    """
+    means = {entry.card: entry.mean for entry in entries if entry.card is not None}
+    missing = [name for name in ("pretrained", "finetuned") if name not in means]
+    if missing:
+        raise ParameterError(f"a share needs the published lines of {' and '.join(missing)}; pass the whole table.")
+    low, gain = means["pretrained"], means["finetuned"] - means["pretrained"]
+    return {card: 100 * (mean - low) / gain for card, mean in means.items() if card not in REFERENCES}
 
 
 def _plain(task: str) -> str:

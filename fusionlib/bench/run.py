@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -46,6 +46,7 @@ def run(
     split: str = "test",
     limit: int | None = None,
     selected_on: str | None = None,
+    tried: Mapping[str, Sequence[Any]] | None = None,
     **hyperparameters: Any,
 ) -> Record:
     """Fuses, evaluates on every task of the suite, measures, and stores the record.
@@ -57,9 +58,13 @@ def run(
         split: what to evaluate on.
         limit: only the first examples of each task; None means all.
         selected_on: the split on which the hyper-parameters were chosen, if they were.
+        tried: hyper-parameter -> values among which they were chosen, where neither ``fl.tune`` nor ``fl.sweep`` has
+            left records of the trials; tables then say which choice was the last value tried.
     Returns: the record, with raw counts; scores are computed when it is read.
     """
-    record, hit = measured(method, suite, split, limit, selected_on, hyperparameters)
+    if tried and selected_on is None:
+        raise ParameterError("`tried` says among what a choice was made; say on which split with `selected_on` too.")
+    record, hit = measured(method, suite, split, limit, selected_on, hyperparameters, tried)
     if hit:
         when = record.provenance["created"][:10]
         logger.info("read record %s (%s, %s), measured %s", record.key, record.method, split, when)
@@ -67,7 +72,13 @@ def run(
 
 
 def measured(
-    method: Method, suite: Suite, split: str, limit: int | None, selected_on: str | None, given: Mapping[str, Any]
+    method: Method,
+    suite: Suite,
+    split: str,
+    limit: int | None,
+    selected_on: str | None,
+    given: Mapping[str, Any],
+    tried: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[Record, bool]:
     """As ``run``, without a word: (record, whether it was read)."""
     known = methods.get(method)
@@ -76,11 +87,15 @@ def measured(
     asked = {**hyperparameters, batch_norm.KEYWORD: batch_norm.CHOICES[1]} if again else hyperparameters
 
     def measure(asked_for: Record) -> Record:
+        if tried:
+            noted = records.json_value({name: list(values) for name, values in tried.items()})
+            asked_for = dataclasses.replace(asked_for, provenance={**asked_for.provenance, "tried": noted})
         # the same model on the same examples, only chosen in another way, needs no second look
         twin = question(known, suite, split, limit, "val" if selected_on is None else None, asked)
         same = records.find(twin.key, twin)
         if same is not None:
-            return dataclasses.replace(same, key=asked_for.key, selected_on=selected_on)
+            noted = {**same.provenance, **({"tried": asked_for.provenance["tried"]} if tried else {})}
+            return dataclasses.replace(same, key=asked_for.key, selected_on=selected_on, provenance=noted)
         fusion = Measured(_fuser(known, suite, hyperparameters, again), suite.device)
         model = _as_model(fusion.value, suite, again)
         start = time.perf_counter()

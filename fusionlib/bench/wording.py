@@ -1,8 +1,8 @@
-"""Words that follow from numbers, for prose which compares: a sentence keeps its side when the numbers change theirs."""
+"""Words that follow from numbers, for prose that compares: it keeps on the right side when the numbers change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 ROUNDING = 0.05  # what is shown with one decimal as 0.0 is no change
 
@@ -30,3 +30,13 @@ def numbered(values: Mapping[str, float], fmt: str = "{:+.1f}", none: str = "non
     """Names with their numbers, the largest first: "mnist (+3.1) and letters (-2.0)", with a sign for minus."""
     ordered = sorted(values, key=lambda name: values[name], reverse=True)
     return listed([f"{name} ({fmt.format(values[name])})".replace("(-", "(\N{MINUS SIGN}") for name in ordered], none)
+
+
+def edge(best: float, tried: Sequence[float]) -> str:
+    """Where the best of some values stands among them, as a sentence: the last one on its side need be no optimum."""
+    if best not in (min(tried), max(tried)):
+        return "It lies inside the range that was tried."
+    if min(tried) == max(tried):
+        return "No other value was tried."
+    side, beyond = ("lowest", "lower") if best == min(tried) else ("highest", "higher")
+    return f"It is the {side} of the {len(set(tried))} that were tried, so a {beyond} one may do better still."
