@@ -98,6 +98,8 @@ def read_models(
     kept, base_notes = _kept(base, candidates, keep)
     state, fitted, dropped = fit(base, candidates, known, kept)
     base_notes += base.notes
+    if known is None:
+        base_notes.append("its architecture is none that transformers has, so names were compared as they are")
     if dropped:
         names = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
         base_notes.append(
