@@ -271,8 +271,9 @@ def test_two_tensors_of_one_name(tmp_path):
         return {**more, **state}
 
     write(tmp_path / "base", t.BertModel, BERT, 0, doubled)
+    write(tmp_path / "one", t.BertModel, BERT, 1, today)
     with pytest.raises(KeyMismatch, match=r"two different tensors that are both called .*LayerNorm\.weight"):
-        fl.merge("simple_average", tmp_path / "base", [tmp_path / "base"], tmp_path / "out")
+        fl.merge("simple_average", tmp_path / "base", [tmp_path / "one"], tmp_path / "out")
 
 
 def test_architectures_that_transformers_has_not(tmp_path):

@@ -54,7 +54,8 @@ def inside(index: Path, name: str) -> Path:
     path = index.parent / name
     if not name or "\0" in name or any(part in ("", "..") or ":" in part for part in parts):
         raise CheckpointError(
-            f"{index} names {shown(name)}, which does not lie in its own folder, so it is not read. Copy the shards there."
+            f"{index} names {shown(name)}, which does not lie in its own folder, so it is not read. Copy the "
+            "shards there."
         )
     try:
         real, there = path.resolve(), path.is_file()
@@ -67,8 +68,8 @@ def inside(index: Path, name: str) -> Path:
         roots.append((index.parent.parent.parent / "blobs").resolve())
     if not any(real.is_relative_to(root) for root in roots):
         raise CheckpointError(
-            f"{index} names {shown(name)}, a link to a file outside of its own folder, so it is not read. Copy the shards "
-            "there."
+            f"{index} names {shown(name)}, a link to a file outside of its own folder, so it is not read. Copy the "
+            "shards there."
         )
     return path
 
