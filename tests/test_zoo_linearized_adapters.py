@@ -1,12 +1,14 @@
 """Published adapters of linearised LoRA: merged into weights, they compute what the linearised layers compute."""
 
+import json
+
 import pytest
 import torch
 from hub_miniatures import clip, l_lora
 from safetensors.torch import load, save
 from torch.func import functional_call
 
-from fusionlib.core import CheckpointError, KeyMismatch
+from fusionlib.core import CheckpointError, FusionError, KeyMismatch, NonFiniteError
 from fusionlib.zoo.linearized_adapters import WEIGHTS, is_linearized, merge_linearized
 from fusionlib.zoo.own_models import own_backbone
 
@@ -68,11 +70,48 @@ def test_each_layer_is_its_own_tangent(base, tmp_path, start):
     ("change", "error", "message"),
     [
         (lambda s: {k: t for k, t in s.items() if "params0" not in k}, CheckpointError, "or where they started"),
-        (lambda s: {k.replace("layers.1", "layers.7"): t for k, t in s.items()}, KeyMismatch, "has not. Check"),
+        (lambda s: {k.replace("layers.1", "layers.7"): t for k, t in s.items()}, KeyMismatch, "missing: .*layers.1"),
+        (
+            lambda s: {**s, **{k.replace("layers.1", "layers.7"): t.clone() for k, t in s.items()}},
+            KeyMismatch,
+            "layers.7.*has not. Check",
+        ),
+        (lambda s: {k: t for k, t in s.items() if "v_proj" not in k}, KeyMismatch, "missing: .*v_proj"),
+        (lambda s: {**s, **{k.replace("v_", "k_"): t.clone() for k, t in s.items()}}, KeyMismatch, "unexpected: .*k_proj"),
+        (lambda s: {k: t for k, t in s.items() if "params0" in k}, CheckpointError, "started, but not its A and B"),
+        (lambda s: {}, CheckpointError, "holds no A and B"),
+        (lambda s: {k: t * float("nan") for k, t in s.items()}, NonFiniteError, "holds NaN, Inf"),
+        (lambda s: {k: t.repeat(2, 1) for k, t in s.items()}, CheckpointError, "says rank 2. They belong"),
         (lambda s: {**s, "bias": torch.zeros(1)}, KeyMismatch, "holds 'bias', which is no part"),
     ],
 )
 def test_incomplete_and_foreign_adapters(base, tmp_path, change, error, message):
     folder, _ = adapter(tmp_path / "adapter", change)
     with pytest.raises(error, match=message):
+        merge_linearized(base, folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": 0},
+        {"r": "2"},
+        {"r": True},
+        {"r": None},
+        {"lora_alpha": "4"},
+        {"lora_alpha": None},
+        {"lora_alpha": float("nan")},
+        {"rank_pattern": {"q_proj": 4}},
+        {"alpha_pattern": {"q_proj": 4}},
+        {"use_dora": True},
+    ],
+)
+def test_settings_that_make_no_sense_are_named(base, tmp_path, changes):
+    folder, _ = adapter(tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(FusionError, match=f"{next(iter(changes))}|it holds NaN"):
+        merge_linearized(base, folder)
+    path.write_text("[]")
+    with pytest.raises(CheckpointError, match="not an adapter's configuration"):
         merge_linearized(base, folder)

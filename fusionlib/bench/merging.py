@@ -58,7 +58,7 @@ def merge(
     if settings.get("return_all"):
         raise ParameterError(
             f"return_all makes {known.card.name} give several models, and merge writes one. Leave it out, or call "
-            f"fl.methods.{known.card.name}.fuse, which returns them all."
+            f"fusionlib.methods.{known.card.name}.fuse, which returns them all."
         )
     names, patterns = _listed(finetuned, "finetuned", (str, os.PathLike)), _listed(keep, "keep", (str,))
     if not names:

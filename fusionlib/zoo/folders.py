@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -70,31 +70,16 @@ def read_models(
     for place, adapter in zip(places, adapters, strict=True):
         if adapter:
             check_adapter(place)
+    for folder in (source, *places):
+        if (folder / "config.json").exists():
+            read_config(folder)  # what is damaged is not copied, and may name other weights
     raw = read_weights(source)
-    known = architecture_in(source)
-    base = restyle(raw, known, str(source))
-    if known is not None and not fits(base, known):
-        known, base = None, restyle(raw, None, str(source))
     states, beside = [], []
     for place, adapter in zip(places, adapters, strict=True):
         state, more = _with_adapter(source, place, pretrained) if adapter else (read_weights(place), [])
         states.append(state)
         beside.append(more)
-    owns = [
-        known if known is None or adapter else tied_otherwise(known, place)
-        for place, adapter in zip(places, adapters, strict=True)
-    ]
-    styled = [restyle(state, own, str(place)) for state, own, place in zip(states, owns, places, strict=True)]
-    if any(each.stacked != base.stacked for each in styled):
-        # experts, or queries, keys and values, are one tensor here and several there: all in the present shapes
-        base = restyle(raw, known, str(source), apart=True)
-        styled = [
-            restyle(state, own, str(place), apart=True) for state, own, place in zip(states, owns, places, strict=True)
-        ]
-    candidates = [
-        Candidate(str(place), each, {} if own is None else own.ties)
-        for place, each, own in zip(places, styled, owns, strict=True)
-    ]
+    known, base, candidates = _styled(source, raw, places, states, adapters)
     kept, base_notes = _kept(base, candidates, keep)
     state, fitted, dropped = fit(base, candidates, known, kept)
     base_notes += base.notes
@@ -166,6 +151,40 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
             "config.json belongs to another model, or the weights are incomplete: save the model again."
         )
     return model.eval()
+
+
+def _styled(
+    source: Path, raw: StateDict, places: Sequence[Path], states: Sequence[StateDict], adapters: Sequence[bool]
+) -> tuple[Architecture | None, Styled, list[Candidate]]:
+    """The architecture if it matters, the pretrained model and its fine-tunes, all in one style of names.
+
+    Where all files use the same names, transformers need not be asked what they mean: it takes seconds to import.
+    """
+    base = restyle(raw, None, str(source))
+    styled = [restyle(state, None, str(place)) for state, place in zip(states, places, strict=True)]
+    if all(each.state.keys() == base.state.keys() for each in styled):
+        return None, base, [Candidate(str(place), each, {}) for place, each in zip(places, styled, strict=True)]
+    known = architecture_in(source)
+    known = known if known is None or fits(restyle(raw, known, str(source)), known) else None
+    # an adapter was merged into the pretrained model, whose ties it has
+    owns = [
+        known if known is None or adapter else tied_otherwise(known, place)
+        for place, adapter in zip(places, adapters, strict=True)
+    ]
+    every = [(raw, known, source), *zip(states, owns, places, strict=True)]
+    base, *styled = [restyle(state, own, str(place)) for state, own, place in every]
+    if any(each.stacked != base.stacked for each in styled):
+        # experts, or queries, keys and values, are one tensor here and several there: all in the present shapes
+        base, *styled = [restyle(state, own, str(place), apart=True) for state, own, place in every]
+    if known is None:
+        note = "its architecture is none that transformers has, so names were compared as they are"
+        base = replace(base, notes=(*base.notes, note))
+    ties: list[Mapping[str, str]] = [{} if own is None else own.ties for own in owns]
+    return (
+        known,
+        base,
+        [Candidate(str(place), each, tied) for place, each, tied in zip(places, styled, ties, strict=True)],
+    )
 
 
 def _with_adapter(source: Path, folder: Path, pretrained: str | PathLike[str]) -> tuple[StateDict, list[str]]:

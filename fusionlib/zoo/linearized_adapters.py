@@ -10,18 +10,22 @@ ordinary adapter, W + s B A, would give another model.
 
 from __future__ import annotations
 
-import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusionlib.core import CheckpointError, KeyMismatch, StateDict
+from fusionlib.core import CheckpointError, KeyMismatch, NonFiniteError, StateDict
+from fusionlib.zoo.adapter_config import ADAPTER_CONFIG, read_facts
 from fusionlib.zoo.backbone import Backbone
 from fusionlib.zoo.weights import read_tensors
 
 WEIGHTS = "linearized_adapter_model.safetensors"
+_OTHER = ("rank_pattern", "alpha_pattern", "use_dora", "modules_to_save", "lora_bias")
 _NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\."
     r"(?:(?:model\.)?lora_(?P<part>[AB])(?:\.default)?\.weight|params0_values\.(?P<index>\d+))"
@@ -39,16 +43,19 @@ def merge_linearized(backbone: Backbone, folder: Path) -> StateDict:
     Raises:
         CheckpointError: its files are missing or unreadable, or the start of a layer's adapter is not in them.
         KeyMismatch: it is for layers that the backbone has not.
+        NonFiniteError: it holds NaN or Inf.
 
     Source: Tang et al. 2023, "Parameter-efficient multi-task model fusion with partial linearization".
     Deviates: the authors' code keeps the layers linearised and differentiates them at every pass; this is the same
         function in closed form. The paper's equation 5 linearises the whole model in the adapters instead, see
         ``fusionlib.ops.linearized``.
     """
-    scale = _scale(folder / "adapter_config.json")
+    rank, scale = _settings(folder)
     parts: dict[str, dict[str, Tensor]] = {}
     starts: dict[str, dict[int, Tensor]] = {}
     for name, tensor in read_tensors(folder / WEIGHTS).items():
+        if tensor.is_complex() or not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"{folder / WEIGHTS} holds NaN, Inf or complex numbers in {name}. Copy it again.")
         match = _NAME.fullmatch(name)
         if match is None:
             raise KeyMismatch(f"{folder / WEIGHTS} holds {name!r}, which is no part of a linearised LoRA layer.")
@@ -57,12 +64,24 @@ def merge_linearized(backbone: Backbone, folder: Path) -> StateDict:
         else:
             starts.setdefault(match["module"], {})[int(match["index"])] = tensor.float()
     merged = {name: tensor.clone() for name, tensor in backbone.state.items()}
+    stray = sorted(set(starts) - set(parts))
+    if stray or not parts:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} holds {'where ' + stray[0] + ' started, but not its' if stray else 'no'} A and B. "
+            "Copy it again."
+        )
+    _check_targets(folder, parts, backbone)
     for module, found in parts.items():
         key = next((k for k in (f"{module}.weight", f"vision_model.{module}.weight") if k in merged), None)
         # the parameters of a layer in their order: those of the layer below, then A, then B
         begin = [tensor for _, tensor in sorted(starts.get(module, {}).items())][-2:]
         if len(found) != 2 or [each.shape for each in begin] != [found["A"].shape, found["B"].shape]:
             raise CheckpointError(f"{folder / WEIGHTS} lacks A, B, or where they started, of {module}. Copy it again.")
+        if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != rank or found["B"].shape[1] != rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS} holds A and B of {module} of shapes {tuple(found['A'].shape)} and "
+                f"{tuple(found['B'].shape)}, but {ADAPTER_CONFIG} says rank {rank}. They belong to different adapters."
+            )
         change = _tangent(found["A"], found["B"], *begin)
         if key is None or merged[key].shape != change.shape:
             raise KeyMismatch(
@@ -78,13 +97,35 @@ def _tangent(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> Tensor:
     return torch.addmm(b0 @ (a - a0), b, a0)
 
 
-def _scale(path: Path) -> float:
-    """What LoRA's update is multiplied by."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        root = 0.5 if facts.get("use_rslora") else 1.0
-        return facts["lora_alpha"] / facts["r"] ** root
-    except (OSError, ValueError, KeyError) as error:
+def _check_targets(folder: Path, parts: Mapping[str, Any], backbone: Backbone) -> None:
+    """All layers that the configuration names, and no others."""
+    targets = read_facts(folder).get("target_modules")
+    if not isinstance(targets, list):
+        return
+    ends = tuple(str(target) for target in targets)
+    stray = [module for module in parts if module.rpartition(".")[2] not in ends]
+    layers = [key.removesuffix(".weight") for key in backbone.state if key.endswith(".weight")]
+    named = [layer for layer in layers if layer.rpartition(".")[2] in ends]
+    lacking = [layer for layer in named if not {layer, layer.removeprefix("vision_model.")} & set(parts)]
+    if stray or lacking:
+        raise KeyMismatch(
+            f"{folder / WEIGHTS} does not hold the layers that its {ADAPTER_CONFIG} names ({', '.join(ends)}) of "
+            f"{backbone.name!r}: {'missing' if lacking else 'unexpected'}: {(lacking or stray)[0]}. Copy both again."
+        )
+
+
+def _settings(folder: Path) -> tuple[int, float]:
+    """The rank, and what LoRA's update is multiplied by."""
+    facts = read_facts(folder)
+    rank, alpha = facts.get("r"), facts.get("lora_alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG} has r {rank!r}, but a rank is a whole number above 0.")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG} has lora_alpha {alpha!r}, which must be a number.")
+    other = [name for name in _OTHER if facts.get(name)]
+    if other:
         raise CheckpointError(
-            f"{path} can't be read as the configuration of a LoRA ({error!r}). Copy it again."
-        ) from error
+            f"{folder / ADAPTER_CONFIG} sets {', '.join(other)}, with which no linearised adapter was published; how "
+            "to merge it is not known."
+        )
+    return rank, alpha / (math.sqrt(rank) if facts.get("use_rslora") is True else rank)

@@ -54,16 +54,22 @@ def inside(index: Path, name: str) -> Path:
     path = index.parent / name
     if not name or "\0" in name or any(part in ("", "..") or ":" in part for part in parts):
         raise CheckpointError(
-            f"{index} names {name!r}, which does not lie in its own folder, so it is not read. Copy the shards there."
+            f"{index} names {shown(name)}, which does not lie in its own folder, so it is not read. Copy the "
+            "shards there."
         )
-    real = path.resolve()
+    try:
+        real, there = path.resolve(), path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, links in a circle
+        real, there = path, False
+    if not there:
+        raise CheckpointError(f"{index} names {shown(name)}, which is not there as a file. Copy it there.")
     roots = [index.parent.resolve(), index.resolve().parent]
     if index.parent.parent.name == "snapshots":
         roots.append((index.parent.parent.parent / "blobs").resolve())
     if not any(real.is_relative_to(root) for root in roots):
         raise CheckpointError(
-            f"{index} names {name!r}, a link to a file outside of its own folder, so it is not read. Copy the shards "
-            "there."
+            f"{index} names {shown(name)}, a link to a file outside of its own folder, so it is not read. Copy the "
+            "shards there."
         )
     return path
 
@@ -86,6 +92,11 @@ def some(names: list[str], most: int = 8) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(text: str) -> str:
+    """Text of a file in a message, cut if it is long."""
+    return repr(text if len(text) < 200 else f"{text[:60]}...")
 
 
 def _instead(folder: Path) -> str:
@@ -120,6 +131,5 @@ def _named(folder: Path) -> tuple[str, ...]:
             f"{folder / 'config.json'} has transformers_weights: {named!r}, which is not a name of a safetensors file. "
             "Take the line out, or save the model again."
         )
-    if not inside(folder / "config.json", named).is_file():
-        raise CheckpointError(f"{folder / 'config.json'} has transformers_weights: {named!r}, which is not there.")
+    inside(folder / "config.json", named)
     return (named,)
