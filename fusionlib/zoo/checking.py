@@ -14,7 +14,7 @@ def check_labels(labels: Any, classes: Sequence[str], what: str, place: Place) -
     """Refuse labels that are no class.
 
     Args:
-        labels: an Arrow column, or a list, of integers or floats; of floats any finite number is right.
+        labels: an Arrow column, or a list, of integers or bools, or of floats, which may be any finite numbers.
         classes: names of the classes.
         what: "the test split of task 'films'".
         place: see ``Place``.
@@ -23,14 +23,15 @@ def check_labels(labels: Any, classes: Sequence[str], what: str, place: Place) -
     """
     import pyarrow
     import pyarrow.compute as pc
+    from pyarrow import types
 
     column = pyarrow.chunked_array([labels]) if isinstance(labels, list) else labels
     if not len(column):
         raise ParameterError(f"{what} is empty: it has no rows. Give it some, or take its file away.")
-    if pyarrow.types.is_floating(column.type):
+    if types.is_floating(column.type):
         wrong, allowed = pc.invert(pc.is_finite(column)), "a finite number is needed"
-    elif pyarrow.types.is_integer(column.type) or pyarrow.types.is_null(column.type):
-        column = column.cast(pyarrow.int64())
+    elif types.is_integer(column.type) or types.is_boolean(column.type) or types.is_null(column.type):
+        column = column.cast(pyarrow.int64(), safe=False)
         wrong = pc.or_(pc.less(column, 0), pc.greater_equal(column, len(classes)))
         allowed = f"its {len(classes)} classes ({_listed(classes)}) are numbered from 0 to {len(classes) - 1}"
     else:

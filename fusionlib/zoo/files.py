@@ -108,7 +108,7 @@ def file_name(text: str) -> str:
     Different names stay different, and none leads out of a folder: ``"../a"`` becomes ``"a-"`` and eight digits.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:60]
-    if plain == text and plain.split(".")[0].upper() not in _RESERVED:
+    if plain and plain == text and plain.split(".")[0].upper() not in _RESERVED:
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain.split('.')[0] or 'x'}-{digest}"
@@ -125,15 +125,20 @@ def _cause(error: BaseException | None) -> BaseException | None:
     return None
 
 
+def _full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) in _FULL or "os error 28" in str(error)  # which is safetensors' own
+
+
 def _reason(error: BaseException) -> str:
+    if _full(error):
+        return "no space is left for it"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return " ".join(str(error).rstrip(".").split()) or type(error).__name__
 
 
 def _remedy(path: Path, error: BaseException) -> str:
-    full = getattr(error, "errno", None) in _FULL or "os error 28" in str(error)  # which is safetensors' own
-    first = "Make room on the disk" if full else "Give yourself the right to write there"
+    first = "Make room on the disk" if _full(error) else "Give yourself the right to write there"
     with suppress(CheckpointError, ValueError):
         if path.is_relative_to(home()):
             return f"It is in FUSIONLIB_HOME ({home()}). {first}, or set FUSIONLIB_HOME to another folder."

@@ -150,7 +150,9 @@ def read_columns(task: Task, split: str) -> tuple[dict[str, list[str]], Tensor]:
     check_labels(labels, task.classes, what, source.place)
     texts = {name: columns[name] for name in columns.column_names if name != "label"}
     check_texts({name: texts[name] for name in ("text", "text_a", "text_b") if name in texts}, what, source.place)
-    return {name: column.to_pylist() for name, column in texts.items()}, torch.tensor(labels.to_pylist())
+    found = torch.tensor(labels.to_pylist())
+    found = found if found.is_floating_point() else found.long()
+    return {name: column.to_pylist() for name, column in texts.items()}, found
 
 
 _kept: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
