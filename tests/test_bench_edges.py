@@ -179,4 +179,4 @@ def test_choosing_uses_labels():
     assert information(make_record()) == "weights alone"
     assert information(make_record(selected_on="val")) == "labels to choose"
     assert information(make_record(selected_on="val", needs=("inputs",))) == "unlabelled inputs, labels to choose"
-    assert information(make_record("finetuned")) == "the task of an input"
+    assert information(make_record("finetuned")) == "the task, to pick a model"

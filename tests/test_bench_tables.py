@@ -92,7 +92,7 @@ def test_leaderboard():
         "Extra memory": "–",
     }
     assert texts[3]["Chosen"] == "tuned on val" and texts[3]["Fusion"] == "0.50 s"
-    assert texts[1]["Uses"] == "the task of an input" and texts[1]["Stored"] == "3 ×" and texts[1]["Fusion"] == "–"
+    assert texts[1]["Uses"] == "the task, to pick a model" and texts[1]["Stored"] == "3 ×" and texts[1]["Fusion"] == "–"
 
 
 def test_leaderboard_says_by_what_its_rows_can_be_chosen():

@@ -172,9 +172,33 @@ def test_a_leaderboard_can_be_filtered_and_sorted(opened):
     page.locator("form.fusion-filters").first.get_by_label("Kind").select_option("")
     assert shown.count() == everything
     table.get_by_role("button", name="Stored").click()
-    stored = [float(text.split()[0]) for text in table.locator("tbody tr.rule ~ tr td:nth-child(8)").all_inner_texts()]
+    stored = [float(text.split()[0]) for text in table.locator("tbody tr.rule ~ tr td:nth-child(5)").all_inner_texts()]
     assert stored == sorted(stored, reverse=True) and stored[0] > stored[-1]
     assert table.locator("th[aria-sort=descending]").inner_text() == "Stored"
+
+
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+def test_a_table_wider_than_its_column_says_so_and_can_be_scrolled(opened, viewport):
+    page = opened("book/results/leaderboard", viewport)
+    frame, box = page.locator(".fusion-scroll").first, page.locator(".fusion-table-wrap").first
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth"), "else this page shows nothing"
+    assert frame.locator(".fusion-more").is_visible() and box.get_attribute("tabindex") == "0"
+    assert "more-right" in frame.get_attribute("class") and "more-left" not in frame.get_attribute("class")
+    box.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+    page.wait_for_selector(".fusion-scroll.more-left:not(.more-right)")
+    inside = page.locator("table.fusion-table th", has_text="Worst task").first.evaluate(
+        "e => e.offsetLeft + e.offsetWidth <= e.closest('.fusion-table-wrap').clientWidth"
+    )
+    assert inside or viewport == PHONE, "the worst task is seen without scrolling"
+
+
+@pytest.mark.parametrize("name", ["book/results/leaderboard", "book/results/published", "book/suites/tiny_nyu"])
+def test_no_table_is_cut_on_paper(opened, name):
+    page = opened(name, {"width": 718, "height": 1000})  # A4 within its margins
+    page.emulate_media(media="print")
+    cut = "[...document.querySelectorAll('.bd-article table')].filter(t => t.getBoundingClientRect().right > 718)"
+    assert page.evaluate(f"{cut}.length") == 0
+    assert page.locator(".fusion-edge:visible, .fusion-more:visible").count() == 0
 
 
 def test_search_finds_a_method(opened):

@@ -78,7 +78,7 @@ def information(record: Record) -> str:
     """What was used beyond the weights."""
     known: Mapping[str, str] = {
         "pretrained": "no task data",
-        "finetuned": "the task of an input",
+        "finetuned": "the task, to pick a model",
         "multitask": "all training data",
     }
     if record.method in known:
