@@ -200,7 +200,7 @@ def test_a_curve_is_sorted_and_as_exact_as_it_can_be():
     assert max(magmax, key=magmax.get) == 0.6 and magmax[0.6] == 71.1
 
 
-def test_only_one_method_was_unchecked_variances():
+def test_only_one_method_was_measured_again():
     pairs = published.revisions()
     assert {old.method for old, new in pairs if old.values != new.values} == {"RegMean"}
     assert all(old.suite == new.suite and old.method == new.method for old, new in pairs) and len(pairs) == 108

@@ -138,7 +138,7 @@ def test_a_line_edited_by_hand_is_named(line):
     assert [record.key for record in records.read()] == ["1", "2"]
 
 
-def test_a_deleted_file_is_unchecked_variances():
+def test_a_deleted_file_is_measured_again():
     first = fl.run("task_arithmetic", toy_suite())
     assert len(records.read()) == 1
     file().unlink()

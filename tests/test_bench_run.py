@@ -215,7 +215,7 @@ def test_several_models_at_once_are_not_one_measurement():
         fl.run("model_recombination", toy_suite(), return_all=True)
 
 
-def test_what_was_measured_as_given_is_not_unchecked_variances_when_it_was_chosen(monkeypatch):
+def test_what_was_measured_as_given_is_not_measured_again_when_it_was_chosen(monkeypatch):
     suite = toy_suite()
     given = fl.run("task_arithmetic", suite, scale=0.5)
     monkeypatch.setattr("fusionlib.bench.run.measure_all", lambda *_: pytest.fail("measured again"))

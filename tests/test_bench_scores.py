@@ -104,7 +104,7 @@ def test_what_is_not_comparable_is_refused(changes, message):
         rows([make_record("simple_average"), make_record("finetuned", seed=1), make_record(**changes)])
 
 
-def test_unchecked_variances_on_another_device_is_not_another_seed():
+def test_measured_again_on_another_device_is_not_another_seed():
     before, after = make_record(key="cpu", counts={"a": (7, 10)}), make_record(key="cuda", counts={"a": (8, 10)})
     (row,) = rows([before, after])
     assert row.records == (after,)
