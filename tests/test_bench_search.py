@@ -7,7 +7,8 @@ import pytest
 from bench_helpers import toy_suite
 
 import fusionlib as fl
-from fusionlib.core import ParameterError
+from fusionlib.bench import search
+from fusionlib.core import NegativeVariance, ParameterError
 from fusionlib.methods import task_arithmetic
 
 
@@ -44,6 +45,24 @@ def test_sweep_by_hand():
     assert [r.counts["a"] for r in found] == [(1, 2), (2, 2), (1, 2), (1, 2)]
     assert [r.counts["b"] for r in found] == [(0, 2), (0, 2), (1, 2), (2, 2)]
     assert [r.limit for r in fl.sweep("task_arithmetic", toy_suite(), {"scale": [0.1]}, limit=1)] == [1]
+
+
+def test_what_takes_a_variance_below_zero_is_left_out(caplog, monkeypatch):
+    suite = toy_suite()
+    measured = search.measured
+
+    def with_batch_norm(method, suite, split, limit, selected_on, given):
+        if given["scale"] > 0.5:
+            raise NegativeVariance("1 of 2 variances below 0")
+        return measured(method, suite, split, limit, selected_on, given)
+
+    monkeypatch.setattr(search, "measured", with_batch_norm)
+    with caplog.at_level(logging.INFO, "fusionlib"):
+        found = fl.sweep("task_arithmetic", suite, {"scale": [0.1, 0.7, 0.4]})
+    assert [record.hyperparameters["scale"] for record in found] == [0.1, 0.4]
+    assert "task_arithmetic with scale=0.7 is left out: 1 of 2 variances below 0" in caplog.messages
+    with pytest.raises(NegativeVariance, match="1 of 2 variances"):
+        fl.sweep("task_arithmetic", suite, {"scale": [0.7, 1.0]})
 
 
 def test_sweep_says_what_it_read(caplog):

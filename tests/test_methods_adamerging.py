@@ -176,7 +176,7 @@ def test_test_inputs_only_where_they_were_asked_for(method):
 @pytest.mark.parametrize("method", BOTH)
 def test_models_that_do_not_fit(method):
     base, finetuned = models()
-    with pytest.raises(ParameterError, match="3 fine-tuned models and data of 2 tasks"):
+    with pytest.raises(ParameterError, match="3 fine-tuned models were given with the data of 2 tasks"):
         method.fuse(base, finetuned, data=tiny_data(2), steps=1)
     with pytest.raises(KeyMismatch, match=r"finetuned\[2\] lacks"):
         method.fuse(base, [*finetuned[:2], nn.Sequential(nn.Linear(3, 5))], data=tiny_data(3), steps=1)

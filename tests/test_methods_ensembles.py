@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionlib.core import KeyMismatch, ParameterError
+from fusionlib.core import KeyMismatch, NonFiniteError, ParameterError
 from fusionlib.methods import max_model_predictor, simple_ensemble, weighted_ensemble
 from fusionlib.ops.modules import Ensemble, MaxEnsemble, predict
 from fusionlib.testing import tiny_model
@@ -210,3 +210,66 @@ def test_members_of_another_architecture_are_refused():
         max_model_predictor.fuse(tiny_model(), [tiny_model(), nn.Linear(3, 4)])
     with pytest.raises(KeyMismatch, match="one architecture"):
         weighted_ensemble.fuse(tiny_model(), [tiny_model(), nn.Linear(3, 4)], weights=[1, 1])
+
+
+class Doubled(nn.Module):
+    """Keeps a tensor that hangs on a graph as a plain attribute, and counts its answers in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.twice = 2 * self.layer.weight
+        self.register_buffer("answers", torch.zeros(()))
+
+    def forward(self, input):
+        self.answers += 1
+        return nn.functional.linear(input, self.twice)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_members_share_memory_and_change_nothing(batched):
+    members = [Doubled().train() for _ in range(2)]
+    ensemble = Ensemble(members, "logits", batched=batched)
+    if not batched:
+        assert ensemble.members[0].layer.weight.data_ptr() == members[0].layer.weight.data_ptr()
+        assert ensemble.members[0].answers.data_ptr() != members[0].answers.data_ptr()
+    assert not any(parameter.requires_grad for parameter in ensemble.parameters())
+    if not batched:
+        ensemble(input=INPUTS)
+        assert ensemble.members[0].answers == 1
+    for member in members:
+        assert member.training and member.layer.weight.requires_grad and member.answers == 0
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_ensemble_in_training_mode_answers_as_before(batched):
+    members = [tiny_model(seed) for seed in range(3)]
+    before = [{key: value.clone() for key, value in member.state_dict().items()} for member in members]
+    ensemble = Ensemble([member.train() for member in members], "logits", batched=batched)
+    expected = ensemble(input=INPUTS)
+    assert ensemble.train() is ensemble and ensemble.training
+    torch.testing.assert_close(ensemble(input=INPUTS), expected, rtol=0, atol=0)
+    for member, state in zip(members, before, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in member.state_dict().items())
+
+
+def test_what_members_share_counts_once():
+    member, other = tiny_model(0), tiny_model(1)
+    other[0].weight = member[0].weight
+    count = sum(p.numel() for p in nn.ModuleList([member, other]).parameters())
+    assert sum(p.numel() for p in Ensemble([member, other, member], "logits").parameters()) == count
+
+
+def test_members_without_parameters():
+    assert torch.equal(simple_ensemble.fuse(None, [nn.Identity(), nn.Flatten()])(input=INPUTS), INPUTS)
+
+
+def test_members_that_cannot_answer_are_refused():
+    broken = tiny_model(1)
+    broken[3].bias.data[2] = math.nan
+    with pytest.raises(NonFiniteError, match=r"finetuned\[1\] has 1 of 4 values .* under '3\.bias'"):
+        simple_ensemble.fuse(None, [tiny_model(), broken])
+    with pytest.raises(ParameterError, match=r"finetuned\[0\] has a tensor without numbers under '0\.weight'"):
+        max_model_predictor.fuse(None, [tiny_model().to("meta")])
+    with pytest.raises(ParameterError, match=r"finetuned\[0\] has a tensor without numbers"):
+        max_model_predictor.fuse(None, [nn.LazyLinear(3)])

@@ -115,7 +115,7 @@ def test_a_variance_below_zero_is_named():
     assert task_arithmetic.fuse(renamed[0], renamed[1:], scale=1.0)["log.running_var"][0] < 0
 
 
-def test_where_it_is_unchecked_variances_it_may_be():
+def test_a_variance_that_is_measured_again_may_be_below_zero():
     base, models = net(1.0), [net(0.2).state_dict(), net(0.3).state_dict()]
     elsewhere = []
 

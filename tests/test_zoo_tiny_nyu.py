@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fusionlib as fl
-from fusionlib.core import ParameterError
+from fusionlib.core import NegativeVariance, ParameterError
 from fusionlib.zoo import checkpoints, files, finetune, job, recipe, worker
 from fusionlib.zoo.dense import tiny_nyu
 from fusionlib.zoo.making import tiny_nyu_base, tiny_nyu_data
@@ -133,6 +133,10 @@ def test_a_suite_with_its_decoders_is_measured_merged_and_its_statistics_measure
     assert (
         again.key != record.key and again.needs == ("inputs",) and again.hyperparameters["batch_norm"] == "reestimate"
     )
+    with pytest.raises(NegativeVariance, match=r'under .*running_var.*batch_norm="reestimate"'):
+        fl.fuse("task_arithmetic", suite, scale=100.0)
+    far = fl.fuse("task_arithmetic", suite, scale=100.0, batch_norm="reestimate").state_dict()
+    assert all(bool((value >= 0).all()) for name, value in far.items() if name.endswith("running_var"))
     model = fl.fuse("simple_average", suite)
     measured = fl.reestimate_batch_norm(model, suite, num_examples=16, batch_size=8)
     one, two = model.state_dict(), measured.state_dict()

@@ -53,7 +53,8 @@ def fuse(
         normalize: divide each model's Fisher information by its Euclidean norm, so that a model does not count less
             for being sure of its predictions. ``floor`` is added after that.
         labels: "model" takes the expectation over the labels that the model predicts; "data" the given labels.
-    Returns: a new module of the pretrained kind. Buffers are averaged, integer ones the pretrained model's.
+    Returns: a new module of the pretrained kind. Buffers are averaged, integer ones the pretrained model's. The same
+        bits come again with the same number of threads; with another, the last ones may differ.
     Raises: ParameterError, KeyMismatch, NonFiniteError.
     Source: Matena and Raffel 2022, "Merging models with Fisher-weighted averaging", equations 2 to 5.
     Deviates: with many classes the expectation over labels is estimated with random signs, not with one sampled label

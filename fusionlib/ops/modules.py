@@ -210,7 +210,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def with_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A copy in evaluation mode with other tensors in the place of its own; what was tied stays tied."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {**_attributes(model)}
     for name, tensor in tensors_of(model).items():
         value = new(name, tensor.detach())
         memo[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
@@ -225,14 +225,18 @@ def in_evaluation(models: Sequence[nn.Module]) -> list[nn.Module]:
     """
     memo: dict[int, Any] = {}
     for model in models:
+        memo.update(_attributes(model))
         for parameter in model.parameters():
             # a quantised parameter's own class knows how to read it
             plain = type(parameter) is nn.Parameter
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
-        for module in model.modules():  # tensors that are plain attributes may hang on a graph, which has no copy
-            held = (value for value in vars(module).values() if isinstance(value, Tensor))
-            memo.update({id(value): value.detach().clone() for value in held})
     return [model.eval() for model in copy.deepcopy(list(models), memo)]
+
+
+def _attributes(model: nn.Module) -> dict[int, Tensor]:
+    """Copies of tensors that are plain attributes, by id: they may hang on a graph, of which there is no deep copy."""
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return {id(value): value.detach().clone() for value in held}
 
 
 def _check_members(members: Sequence[nn.Module]) -> None:
