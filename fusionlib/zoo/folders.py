@@ -126,11 +126,11 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
     """``from_pretrained``, but without its silence about weights that are not there.
 
     Args:
-        optional: missing weights outside of this prefix are fine; empty means that none is.
+        optional: weights outside of this prefix may be missing or of other shapes; empty means that none may.
         options: of ``from_pretrained``, such as ``num_labels``.
     """
     state = read_weights(folder)  # before transformers does: damaged, quantised, shards elsewhere
-    settings = {"output_loading_info": True, "dtype": torch.float32}
+    settings = {"output_loading_info": True, "dtype": torch.float32, "ignore_mismatched_sizes": True}
     try:
         with complete_alone(folder) as alone, silent_transformers(), torch.random.fork_rng(devices=[]):
             place = {"local_files_only": True, "trust_remote_code": False}
@@ -149,6 +149,16 @@ def load_complete(cls: Any, folder: Path, optional: str = "", **options: Any) ->
         raise CheckpointError(
             f"{folder} lacks {len(absent)} weights of a {type(model).__name__}: {', '.join(absent[:5])}. Its "
             "config.json belongs to another model, or the weights are incomplete: save the model again."
+        )
+    shapes = [
+        f"{key} is {tuple(found)}, needed {tuple(needed)}"
+        for key, found, needed in sorted(about["mismatched_keys"])
+        if key.startswith(optional)
+    ]
+    if shapes:
+        raise CheckpointError(
+            f"the model in {folder} has weights of other shapes than its config.json asks for: "
+            f"{', '.join(shapes[:5])}. One of the two belongs to another model: save the model again."
         )
     return model.eval()
 

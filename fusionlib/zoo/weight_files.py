@@ -62,7 +62,8 @@ def inside(index: Path, name: str) -> Path:
     except (OSError, RuntimeError):  # a name that is too long, links in a circle
         real, there = path, False
     if not there:
-        raise CheckpointError(f"{index} names {shown(name)}, which is not there as a file. Copy it there.")
+        short = name if len(name) < 200 else f"{name[:60]}..."
+        raise CheckpointError(f"{index.parent / short} is missing, which {index.name} names. Copy it there.")
     roots = [index.parent.resolve(), index.resolve().parent]
     if index.parent.parent.name == "snapshots":
         roots.append((index.parent.parent.parent / "blobs").resolve())
