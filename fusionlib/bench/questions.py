@@ -64,7 +64,7 @@ def question(
 def answer(asked: Record, measure: Callable[[Record], Record]) -> tuple[Record, bool]:
     """The stored record of this question, or what ``measure`` makes of it, which is stored; whether it was stored.
 
-    Where it can't be written the measured record is returned all the same, and the log says why it is not kept.
+    Where it can't be kept the measured record is returned all the same, and the log says why it is not kept.
     """
     stored = records.find(asked.key, asked)
     if stored is not None:
@@ -73,7 +73,7 @@ def answer(asked: Record, measure: Callable[[Record], Record]) -> tuple[Record, 
     record = measure(asked)
     try:
         records.append(record)
-    except CheckpointError as error:
+    except (CheckpointError, ParameterError) as error:
         logger.warning("this measurement is not kept, and would be made again: %s", error)
     return record, False
 

@@ -224,6 +224,7 @@ def _records_in(path: Path) -> dict[str, Record]:
                 known = _Known(0, 0, b"", 0, {})
                 file.seek(0)
             text = file.read()
+            time = os.fstat(file.fileno()).st_mtime_ns  # of what was read, to which others may have added since `about`
     except OSError as error:
         raise _unusable(path, "read", error) from error
     complete = text[: text.rfind(b"\n") + 1]  # a torn last line is no record; see _set_torn_line_aside
@@ -241,7 +242,7 @@ def _records_in(path: Path) -> dict[str, Record]:
         _warn(path, refused)
     end = (known.end + complete)[-64:]
     size = known.size + len(complete)
-    _read[path] = _Known(size, known.lines + len(lines), end, about.st_mtime_ns, records)
+    _read[path] = _Known(size, known.lines + len(lines), end, time, records)
     return records
 
 
