@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusionlib.bench.wording import edge, listed, numbered, verb
+from fusionlib.bench.wording import beside, edge, listed, numbered, verb
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,10 @@ def test_a_verb_has_the_side_of_its_number(change, within, word):
     assert verb(change, "raises", "lowers", "leaves", within) == word
 
 
+def test_a_place_beside_another_number():
+    assert [beside(p) for p in (1.36, -0.2, 0.04)] == ["1.4 points above", "0.2 points below", "level with"]
+
+
 def test_lists():
     assert [listed("a"), listed("ab"), listed("abc"), listed([])] == ["a", "a and b", "a, b and c", "none"]
     assert numbered({"letters": -2.04, "mnist": 3.06}) == "mnist (+3.1) and letters (\N{MINUS SIGN}2.0)"
@@ -30,4 +34,5 @@ def test_edge_says_on_which_side_more_may_be_found():
     assert edge(0.01, [0.01, 0.03]).startswith("It is the lowest of the 2 that were tried, so a lower one")
     assert edge(2.0, [0.0, 0.5, 1.0, 2.0]).startswith("It is the highest of the 4 that were tried, so a higher one")
     assert edge(0.5, [0.0, 0.5, 1.0]) == "It lies inside the range that was tried."
+    assert edge(0.0, [0.0, 0.5]) == "It is the lowest there is."
     assert edge(0.5, [0.5]) == "No other value was tried."

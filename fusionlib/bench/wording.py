@@ -20,6 +20,11 @@ def verb(change: float, up: str, down: str, same: str, within: float = ROUNDING)
     return up if change > 0 else down
 
 
+def beside(points: float) -> str:
+    """Where a number stands that is so many points more than another: "1.4 points above", "level with"."""
+    return verb(points, f"{points:.1f} points above", f"{-points:.1f} points below", "level with")
+
+
 def listed(names: Iterable[str], none: str = "none") -> str:
     """Names as a sentence has them: "a", "a and b", "a, b and c"."""
     *first, last = list(names) or [none]
@@ -38,5 +43,7 @@ def edge(best: float, tried: Sequence[float]) -> str:
         return "It lies inside the range that was tried."
     if min(tried) == max(tried):
         return "No other value was tried."
+    if best == min(tried) == 0:
+        return "It is the lowest there is."
     side, beyond = ("lowest", "lower") if best == min(tried) else ("highest", "higher")
     return f"It is the {side} of the {len(set(tried))} that were tried, so a {beyond} one may do better still."
