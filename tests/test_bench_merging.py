@@ -178,7 +178,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         ("method: ties_merging\npretrained: base\nfinetuned: one\n", "finetuned must be a list of strings"),
         ("pretrained: base\nfinetuned: [one]\n", "method must be a string, as in `method: ties_merging`"),
         ("- a\n", "must hold `name: value` lines"),
-        ("a: [\n", "can't be read as YAML"),
+        ("a: [\n", "my.yaml: line 2 is not YAML"),
     ):
         recipe.write_text(text)
         assert main(["merge", "my.yaml", "--out", "x"]) == 2

@@ -186,23 +186,30 @@ def test_a_record_nobody_can_have_measured_is_not_stored():
     assert not list(records.folder().glob("*"))
 
 
-def test_a_measurement_outlives_a_home_that_cannot_be_written(tmp_path, caplog):
+def full(descriptor):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_measurement_outlives_a_disk_that_is_full_by_then(monkeypatch, caplog):
+    monkeypatch.setattr(records.os, "fsync", full)
+    assert fl.run("task_arithmetic", toy_suite()).counts and records.read() == []
+    assert "this measurement is not kept" in caplog.text and "FUSIONLIB_HOME" in caplog.text
+
+
+def test_a_home_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionlib.bench.run.measure_all", lambda *_: pytest.fail("measured"))
     (tmp_path / "home").mkdir()
     records.folder().write_text("a file where the folder should be")
-    record = fl.run("task_arithmetic", toy_suite())
-    assert record.counts and records.folder().read_text() == "a file where the folder should be"
-    assert "this measurement is not kept" in caplog.text and "FUSIONLIB_HOME" in caplog.text
+    with pytest.raises(CheckpointError, match=r"can't be written: file exists.* FUSIONLIB_HOME"):
+        fl.run("task_arithmetic", toy_suite())
     with pytest.raises(CheckpointError, match=r"can't be written \(.*let FUSIONLIB_HOME name a folder"):
-        records.append(record)
+        records.append(stored(key="1"))
+    assert records.folder().read_text() == "a file where the folder should be"
 
 
 def test_a_full_disk_leaves_no_half_line(monkeypatch):
     store(stored(key="1"))
     before = file().read_bytes()
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(records.os, "fsync", full)
         with pytest.raises(CheckpointError, match="No space left on device"):
@@ -302,7 +309,7 @@ def test_json_values():
 
 def test_a_value_that_is_no_json_is_refused():
     with pytest.raises(ParameterError, match=r"{0\.3} can't be kept in a record: a hyper-parameter is a number"):
-        fl.run("task_arithmetic", toy_suite(), scale={0.3})
+        records.json_value({0.3})
 
 
 def test_preferred_keeps_what_validation_chose():
