@@ -10,6 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from fusionlib.bench.provenance import source_hash
 from fusionlib.core import Record
 from fusionlib.zoo.suite_types import Batch, Suite, SuiteSpec
 from fusionlib.zoo.task import Task
@@ -149,3 +150,10 @@ def parse_table(shown) -> tuple[list[dict[str, str]], list[dict[str, str]], list
     head, *body = grid.rows
     texts = [dict(zip(head, row, strict=True)) for row in body]
     return texts, [dict(zip(head, row, strict=True)) for row in grid.marks[1:]], grid.tags
+
+
+def stored(**changes):
+    """A record as the present code would make it."""
+    method = changes.get("method", "task_arithmetic")
+    known = {"suite": "f0", "source": source_hash(method), "created": "2026-01-01T00:00:00+00:00"}
+    return make_record(**{**changes, "provenance": {**known, **changes.get("provenance", {})}})

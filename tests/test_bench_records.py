@@ -8,12 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from bench_helpers import make_record, toy_suite
+from bench_helpers import stored, toy_suite
 from filelock import FileLock
 
 import fusionlib as fl
-from fusionlib.bench import provenance, records
-from fusionlib.bench.provenance import source_hash
+from fusionlib.bench import records
 from fusionlib.core import CheckpointError, ParameterError, UnknownName
 
 APPENDER = """
@@ -31,13 +30,6 @@ for index in range(40):
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSIONLIB_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)  # outside of a project, whose committed records would be read too
-
-
-def stored(**changes):
-    """A record as the present code would make it."""
-    method = changes.get("method", "task_arithmetic")
-    known = {"suite": "f0", "source": source_hash(method), "created": "2026-01-01T00:00:00+00:00"}
-    return make_record(**{**changes, "provenance": {**known, **changes.get("provenance", {})}})
 
 
 def store(*made):
@@ -284,59 +276,3 @@ def test_committed_records_of_a_project(tmp_path, monkeypatch):
     monkeypatch.chdir(committed.parent)
     (record,) = records.read()
     assert record.key == "made elsewhere" and record.provenance["origin"] == "committed"
-
-
-def test_comparable_leaves_trials_on_test_data_out():
-    made = {
-        "reference": stored(method="pretrained"),
-        "default": stored(),
-        "tuned": stored(hyperparameters={"scale": 0.9}, selected_on="val"),
-        "trial": stored(hyperparameters={"scale": 0.9}),
-        "no default": stored(method="weighted_average", hyperparameters={"weights": [1, 1], "normalize": True}),
-        "unknown": make_record("theirs"),
-    }
-    shown = records.comparable(made.values())
-    assert [name for name, record in made.items() if record in shown] == ["reference", "default", "tuned"]
-
-
-def test_json_values():
-    import numpy as np
-    import torch
-
-    given = {"a": (1, 2.5), "b": np.float64(0.5), "c": torch.tensor([1.0, 2.0]), "d": None, "e": "sum"}
-    assert records.json_value(given) == {"a": [1, 2.5], "b": 0.5, "c": [1.0, 2.0], "d": None, "e": "sum"}
-
-
-def test_a_value_that_is_no_json_is_refused():
-    with pytest.raises(ParameterError, match=r"{0\.3} can't be kept in a record: a hyper-parameter is a number"):
-        records.json_value({0.3})
-
-
-def test_preferred_keeps_what_validation_chose():
-    made = [
-        make_record(),
-        make_record(hyperparameters={"scale": 0.5}, selected_on="val"),
-        make_record("simple_average"),
-    ]
-    kept = fl.records.preferred(made)
-    assert [(r.method, r.selected_on) for r in kept] == [("task_arithmetic", "val"), ("simple_average", None)]
-
-
-def test_a_source_hash_covers_what_a_method_imports():
-    names = provenance._shared_imports(
-        "from fusionlib.ops.trim import global_trim\nfrom fusionlib.core import Record\n"
-    )
-    assert names[0] == "ops/trim" and "core" in names and "ops/streaming" not in names
-    everything = provenance._shared_imports("import fusionlib as fl\n")
-    assert {"ops/trim", "ops/modules", "ops/thresholds"} <= set(everything)
-
-
-@pytest.mark.parametrize("file", ["evaluate.py", "members.py", "meters.py", "dense_meters.py"])
-def test_a_source_hash_covers_how_answers_are_counted(monkeypatch, file):
-    before, read = provenance._hash_with_shared(["x = 1"]), Path.read_text
-
-    def changed(path, **how):
-        return read(path, **how) + "# changed" * (path.name == file)
-
-    monkeypatch.setattr(Path, "read_text", changed)
-    assert provenance._hash_with_shared(["x = 1"]) != before

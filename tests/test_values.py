@@ -24,7 +24,8 @@ from fusionlib.bench import records
 from fusionlib.bench.hyperparameters import complete
 from fusionlib.core import ParameterError
 from fusionlib.methods import task_wise_adamerging, ties_merging, weighted_average
-from fusionlib.ops.values import Above, AtLeast, AtMost, Below, Count, PerModel, allowed, bind, checked
+from fusionlib.ops.constraints import Above, AtLeast, AtMost, Below, Count, PerModel
+from fusionlib.ops.values import allowed, bind, checked
 from fusionlib.testing import assert_same_weights, hyperparameters, tiny_data, tiny_model, tiny_models
 
 EVERY = [(name, key) for name in methods.names() for key in allowed(methods.get(name).fuse)]

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
 from fusionlib.core import ParameterError, suggest
-from fusionlib.ops.values import Above, AtLeast, AtMost, Below, Distinct, bind, shown
+from fusionlib.ops.constraints import Above, AtLeast, AtMost, Below, Distinct
+from fusionlib.ops.values import bind, shown
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 # what an operator says of the type to its left; to its right, it says the reverse

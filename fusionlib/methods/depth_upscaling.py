@@ -8,9 +8,10 @@ from torch import nn
 
 from fusionlib.core import MethodCard, ParameterError
 from fusionlib.ops.blocks import only_block_list
+from fusionlib.ops.constraints import Layers
 from fusionlib.ops.guided import check_one
 from fusionlib.ops.restack import restacked
-from fusionlib.ops.values import Layers, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="depth_upscaling",

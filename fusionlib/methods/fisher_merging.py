@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from fusionlib.core import MethodCard, NonFiniteError, StateDict
 from fusionlib.ops.calibration import CalibrationData
+from fusionlib.ops.constraints import Count, NotNegative
 from fusionlib.ops.fisher import diagonal_fisher
 from fusionlib.ops.guided import checked_states, with_weights
 from fusionlib.ops.modules import Batch
 from fusionlib.ops.streaming import Block, mean, stream
-from fusionlib.ops.values import Count, NotNegative, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="fisher_merging",

@@ -10,10 +10,11 @@ from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
+from fusionlib.ops.constraints import Count, NotNegative, Whole
 from fusionlib.ops.experts import with_experts
 from fusionlib.ops.guided import checked_result, checked_states, with_weights
 from fusionlib.ops.streaming import mean, stream
-from fusionlib.ops.values import Count, NotNegative, Whole, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="moe_merging",

@@ -8,9 +8,10 @@ from torch import nn
 
 from fusionlib.core import MethodCard
 from fusionlib.ops.blocks import mlp_names
+from fusionlib.ops.constraints import Count, NotNegative, Whole
 from fusionlib.ops.experts import with_experts
 from fusionlib.ops.guided import check_one, checked_result
-from fusionlib.ops.values import Count, NotNegative, Whole, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="moe_upscaling",

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from fusionlib.core import MethodCard, NonFiniteError
 from fusionlib.ops.calibration import CalibrationData
+from fusionlib.ops.constraints import AtLeast, AtMost, Count, NotNegative
 from fusionlib.ops.gram import gram_matrices, linear_layers, solve_symmetric
 from fusionlib.ops.guided import checked_states, with_weights
 from fusionlib.ops.statedict import tied_names
 from fusionlib.ops.streaming import mean, stream
-from fusionlib.ops.values import AtLeast, AtMost, Count, NotNegative, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="regmean",

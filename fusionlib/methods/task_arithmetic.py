@@ -7,9 +7,10 @@ from types import MappingProxyType
 
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import model_scales
+from fusionlib.ops.constraints import PerModel
 from fusionlib.ops.given import num_models
 from fusionlib.ops.streaming import moved, stream
-from fusionlib.ops.values import PerModel, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="task_arithmetic",

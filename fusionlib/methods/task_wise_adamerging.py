@@ -11,7 +11,8 @@ from torch import nn
 from fusionlib.core import MethodCard
 from fusionlib.ops.adapting import minimise_entropy
 from fusionlib.ops.calibration import CalibrationData
-from fusionlib.ops.values import Count, Interval, Positive, Whole, checked
+from fusionlib.ops.constraints import Count, Interval, Positive, Whole
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="task_wise_adamerging",

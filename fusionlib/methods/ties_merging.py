@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
+from fusionlib.ops.constraints import Above, AtMost
 from fusionlib.ops.memory import grown
 from fusionlib.ops.statedict import check_compatible
 from fusionlib.ops.streaming import Block, block_at, stream
 from fusionlib.ops.trim import global_trim, tensor_trim
-from fusionlib.ops.values import Above, AtMost, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="ties_merging",

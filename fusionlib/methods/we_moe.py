@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fusionlib.core import MethodCard, NonFiniteError
 from fusionlib.ops.blocks import mlp_names
 from fusionlib.ops.calibration import CalibrationData
+from fusionlib.ops.constraints import Count, Positive, Whole
 from fusionlib.ops.entropy import mean_entropy
 from fusionlib.ops.guided import checked_result, checked_states, with_weights
 from fusionlib.ops.streaming import Block, stream
 from fusionlib.ops.substitutes import with_substitutes
-from fusionlib.ops.values import Count, Positive, Whole, checked
+from fusionlib.ops.values import checked
 from fusionlib.ops.weight_ensembling import WeightEnsembledMLP
 
 card = MethodCard(

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fusionlib.core import MethodCard, StateDict
 from fusionlib.ops.coefficients import model_weights
+from fusionlib.ops.constraints import PerModel
 from fusionlib.ops.given import num_models
 from fusionlib.ops.streaming import Block, stream
-from fusionlib.ops.values import PerModel, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="weighted_average",

@@ -9,9 +9,10 @@ from torch import nn
 
 from fusionlib.core import MethodCard, ParameterError
 from fusionlib.ops.coefficients import model_weights
+from fusionlib.ops.constraints import PerModel
 from fusionlib.ops.given import num_models
 from fusionlib.ops.modules import Ensemble
-from fusionlib.ops.values import PerModel, checked
+from fusionlib.ops.values import checked
 
 card = MethodCard(
     name="weighted_ensemble",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fusionlib.core import ParameterError
-from fusionlib.ops.values import Above, AtLeast, AtMost, PerModel, bind
+from fusionlib.ops.constraints import Above, AtLeast, AtMost, PerModel
+from fusionlib.ops.values import bind
 
 
 def model_weights(weights: Sequence[float], num_models: int, *, normalize: bool) -> list[float]:

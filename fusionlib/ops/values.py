@@ -13,69 +13,24 @@ import math
 import numbers
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from fusionlib.core import ParameterError
+from fusionlib.ops.constraints import (
+    Distinct,
+    OnePerModel,
+    describe,
+    describe_one,
+    holds,
+    interval,
+    options_of,
+    parts_of,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _MOST_BITS = 10_000  # Python writes integers of no more than 4300 digits, and a record has to write them
-
-
-@dataclass(frozen=True)
-class Above:
-    """Greater than ``low``."""
-
-    low: float
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """``low`` or greater."""
-
-    low: float
-
-
-@dataclass(frozen=True)
-class Below:
-    """Less than ``high``."""
-
-    high: float
-
-
-@dataclass(frozen=True)
-class AtMost:
-    """``high`` or less. Numbers are finite, except where this is infinity."""
-
-    high: float
-
-
-@dataclass(frozen=True)
-class OnePerModel:
-    """A list with one entry for each fine-tuned model, in their order."""
-
-
-@dataclass(frozen=True)
-class Distinct:
-    """A list of at least one entry, in which none stands twice."""
-
-
-@dataclass(frozen=True)
-class Says:
-    """What errors call a value that is more easily shown than described."""
-
-    text: str
-
-
-Count = Annotated[int, AtLeast(1)]
-Whole = Annotated[int, AtLeast(0)]
-Positive = Annotated[float, Above(0)]
-NotNegative = Annotated[float, AtLeast(0)]
-PerModel = Annotated[Sequence[float], OnePerModel()]
-Interval = Annotated[tuple[float, float], Says("(low, high), such as (0, 1)")]
-Layers = Sequence[Annotated[int, Says("an index")] | Annotated[tuple[int, int], Says("a range (start, stop)")]]
 
 
 def checked(fuse: Callable[P, R]) -> Callable[P, R]:
@@ -117,7 +72,7 @@ def bind(annotation: Any, value: Any, name: str, *, num_models: int | None = Non
         num_models: how many entries a list with ``OnePerModel`` has; None where that is not known yet.
     Raises: ParameterError, with name and value, and with what is allowed.
     """
-    options = _options(annotation)
+    options = options_of(annotation)
     plain = _plain(value)
     fitting = next((option for option in options if _is_of_kind(option, plain)), None)
     if fitting is not None:
@@ -130,12 +85,6 @@ def bind(annotation: Any, value: Any, name: str, *, num_models: int | None = Non
     raise ParameterError(
         f"{name} = {shown(value)} is not allowed; it must be {describe(annotation)}.{_meant(options, plain)}"
     )
-
-
-def describe(annotation: Any) -> str:
-    """What an annotation allows, to go on after "must be": "an integer, 1 or greater"."""
-    parts = [_describe(option) for option in _options(annotation)]
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
 def shown(value: Any) -> str:
@@ -155,22 +104,8 @@ def _hint(function: Callable[..., Any], annotation: Any) -> Any:
         return Any
 
 
-def _options(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [option for member in get_args(annotation) for option in _options(member)]
-    return [annotation]
-
-
-def _parts(option: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(the type, what it was annotated with)."""
-    if get_origin(option) is Annotated:
-        kind, *more = get_args(option)
-        return kind, tuple(more)
-    return option, ()
-
-
 def _origin(option: Any) -> Any:
-    kind, _ = _parts(option)
+    kind, _ = parts_of(option)
     return get_origin(kind) or kind
 
 
@@ -209,7 +144,7 @@ def _is_of_kind(option: Any, value: Any) -> bool:
     """Whether the value is of the right kind, its size and range aside."""
     origin = _origin(option)
     if origin is Literal:
-        return any(_is_of_kind(type(choice), value) and choice == value for choice in get_args(_parts(option)[0]))
+        return any(_is_of_kind(type(choice), value) and choice == value for choice in get_args(parts_of(option)[0]))
     return _KINDS[origin](value) if origin in _KINDS else True
 
 
@@ -227,7 +162,7 @@ _KINDS: dict[Any, Callable[[Any], bool]] = {
 
 
 def _read(option: Any, value: Any, name: str, num_models: int | None) -> Any:
-    kind, constraints = _parts(option)
+    kind, constraints = parts_of(option)
     origin = get_origin(kind) or kind
     if origin is Literal:
         return next(choice for choice in get_args(kind) if choice == value)
@@ -245,9 +180,9 @@ def _read(option: Any, value: Any, name: str, num_models: int | None) -> Any:
 def _read_whole(value: int, constraints: tuple[Any, ...], name: str) -> int:
     if value.bit_length() > _MOST_BITS:
         raise ParameterError(f"{name} has more digits than can be written down; use a smaller integer.")
-    if not _holds(value, constraints):
+    if not holds(value, constraints):
         raise ParameterError(
-            f"{name} = {shown(value)} is not allowed; it must be {_describe(Annotated[int, *constraints])}."
+            f"{name} = {shown(value)} is not allowed; it must be {describe_one(Annotated[int, *constraints])}."
         )
     return value
 
@@ -262,17 +197,17 @@ def _read_number(value: Any, constraints: tuple[Any, ...], name: str) -> float:
     infinite = math.isinf(number) and any(math.isinf(getattr(c, "high", 0)) for c in constraints)
     if not math.isfinite(number) and not infinite:
         raise ParameterError(f"{name} = {shown(value)} is not a finite number; use one that is.")
-    if not _holds(number, constraints):
-        raise ParameterError(f"{name} = {shown(value)} is out of range; allowed: {_interval(constraints)}.")
+    if not holds(number, constraints):
+        raise ParameterError(f"{name} = {shown(value)} is out of range; allowed: {interval(constraints)}.")
     return number
 
 
 def _read_list(option: Any, values: Sequence[Any], name: str, num_models: int | None) -> Any:
-    kind, constraints = _parts(option)
+    kind, constraints = parts_of(option)
     elements = get_args(kind)
     fixed = get_origin(kind) is tuple and Ellipsis not in elements
     if fixed and len(values) != len(elements):
-        raise ParameterError(f"{name} = {shown(values)} is not allowed; it must be {_describe(option)}.")
+        raise ParameterError(f"{name} = {shown(values)} is not allowed; it must be {describe_one(option)}.")
     if OnePerModel() in constraints and num_models and len(values) != num_models:
         raise ParameterError(
             f"{name} has {len(values)} numbers for {num_models} fine-tuned models; give one per model, in order."
@@ -286,72 +221,6 @@ def _read_list(option: Any, values: Sequence[Any], name: str, num_models: int | 
         what = "is empty; give at least one entry" if not read else "holds an entry twice; list each once"
         raise ParameterError(f"{name} = {shown(values)} {what}.")
     return tuple(read) if get_origin(kind) is tuple else read
-
-
-def _holds(value: float, constraints: tuple[Any, ...]) -> bool:
-    for constraint in constraints:
-        match constraint:
-            case Above(low=low) if not value > low:
-                return False
-            case AtLeast(low=low) if not value >= low:
-                return False
-            case Below(high=high) if not value < high:
-                return False
-            case AtMost(high=high) if not value <= high:
-                return False
-    return True
-
-
-def _interval(constraints: tuple[Any, ...]) -> str:
-    low, high = "(-inf", "inf)"
-    for constraint in constraints:
-        match constraint:
-            case Above(low=bound):
-                low = f"({bound:g}"
-            case AtLeast(low=bound):
-                low = f"[{bound:g}"
-            case Below(high=bound):
-                high = f"{bound:g})"
-            case AtMost(high=bound):
-                high = f"{bound:g}]"
-    return f"{low}, {high}"
-
-
-def _describe(option: Any) -> str:
-    kind, constraints = _parts(option)
-    origin = get_origin(kind) or kind
-    said = [constraint.text for constraint in constraints if isinstance(constraint, Says)]
-    if said:
-        return said[0]
-    if origin is Literal:
-        choices = [repr(choice) for choice in get_args(kind)]
-        text = isinstance(get_args(kind)[0], str)
-        return ", ".join(choices) if text or len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
-    if origin is int:
-        return f"an integer{_bounds(constraints)}"
-    if origin is float:
-        return "a number" + (f" in {_interval(constraints)}" if constraints else "")
-    if origin in (Sequence, list, tuple):
-        if OnePerModel() in constraints:
-            return "a list with one number per fine-tuned model"
-        elements = get_args(kind)
-        if get_origin(kind) is tuple and Ellipsis not in elements:
-            return f"a list of {len(elements)}: {', '.join(describe(element) for element in elements)}"
-        return f"a list in which every element is {describe(elements[0])}" if elements else "a list"
-    return {bool: "True or False", str: "text", type(None): "None", None: "None"}.get(origin, "anything")
-
-
-def _bounds(constraints: tuple[Any, ...]) -> str:
-    text = ""
-    for constraint in constraints:
-        match constraint:
-            case AtLeast(low=low):
-                text += f", {low:g} or greater"
-            case AtMost(high=high):
-                text += f", {high:g} or less"
-            case Above() | Below():
-                text += f", in {_interval((constraint,))}"
-    return text
 
 
 def _meant(options: list[Any], value: Any) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +20,12 @@ import torch
 from torch import nn
 
 from fusionlib.core import CheckpointError, FusionError, KeyMismatch, NonFiniteError, StateDict
+from fusionlib.zoo.adapter_asked import PREFIX, check_patterns, is_asked, is_saved, neighbours, parents
 from fusionlib.zoo.adapter_config import first_line, other_base, read_adapter_config
 from fusionlib.zoo.adapter_ties import tie_again, untie
 from fusionlib.zoo.adapters import read_adapter, wrap
 from fusionlib.zoo.backbone import Backbone
 
-_PREFIX = "base_model.model."
 _BEFORE = ".original_module."  # a module as it was before it was trained as a whole; some versions of PEFT save it
 _log = logging.getLogger("fusionlib")
 
@@ -45,7 +44,7 @@ def merge_into(model: nn.Module, folder: Path, base: str) -> StateDict:
     found = read_adapter(folder)
     place = _placed(model, found, folder, base)
     inside, beside = _divided(place, config, found, folder, base)
-    ties = untie(place.module, {part for name in inside for part in _parents(name.removeprefix(_PREFIX))})
+    ties = untie(place.module, {part for name in inside for part in parents(name.removeprefix(PREFIX))})
     with _of_peft(folder, base):
         if getattr(config, "modules_to_save", None):
             config.modules_to_save = _present(config, place.module)
@@ -97,7 +96,7 @@ class _Place:
 
 def _placed(model: nn.Module, found: StateDict, folder: Path, base: str) -> _Place:
     """The model itself, a part of it, or a shell around it: whichever has most of the adapter's modules."""
-    keys = [name.removeprefix(_PREFIX) for name in found if name.startswith(_PREFIX)]
+    keys = [name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX)]
     children = dict(model.named_children())
     config = getattr(model, "config", None)
     own = _prefixes(model)
@@ -147,70 +146,25 @@ def _divided(place: _Place, config: Any, found: StateDict, folder: Path, base: s
     inside: StateDict = {}
     beside: StateDict = {}
     for name, tensor in found.items():
-        plain = name.removeprefix(_PREFIX)
+        plain = name.removeprefix(PREFIX)
         if plain == name or plain.partition(".")[0] in place.top:
             inside[name] = tensor
         else:
             beside[plain] = tensor
-    known = _neighbours(place.config) if beside else frozenset()
+    known = neighbours(place.config) if beside else frozenset()
     odd = [
         name
         for name in beside
-        if not (_is_saved(config, name) or (name.partition(".")[0] in known and _is_asked(config, name)))
+        if not (is_saved(config, name) or (name.partition(".")[0] in known and is_asked(config, name)))
     ]
     if odd:
-        raise _mismatch(folder, base, {"unexpected": [_PREFIX + name for name in odd]})
+        raise _mismatch(folder, base, {"unexpected": [PREFIX + name for name in odd]})
     if not inside:
         raise KeyMismatch(
             f"the adapter in {folder} changes nothing of {base}: all its tensors are for other parts "
             f"({', '.join(list(beside)[:3])}, ...). Check that it was trained on this model."
         )
     return inside, beside
-
-
-def _is_saved(config: Any, name: str) -> bool:
-    """Whether a tensor is of a module that was trained as a whole."""
-    saved = tuple(getattr(config, "modules_to_save", None) or ())
-    return any(part.endswith(saved) for part in _parents(name))
-
-
-def _is_asked(config: Any, name: str) -> bool:
-    """Whether the configuration asks for a tensor of this name, wherever its module is."""
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    if getattr(config, "bias", "none") == "all" and name.endswith(".bias"):
-        return True
-    if not config.target_modules:
-        return False
-    return any(check_target_module_exists(config, part) for part in _parents(name))
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts))]
-
-
-def _neighbours(config: Any) -> frozenset[str]:
-    """The parts that models with a backbone of this configuration have, of all that transformers has."""
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto import modeling_auto
-
-    kind = getattr(config, "model_type", "")
-    configs = [config]
-    whole = kind.removesuffix("_vision_model").removesuffix("_text_model")
-    if whole != kind and whole in CONFIG_MAPPING:
-        configs.append(CONFIG_MAPPING[whole]())
-    names: set[str] = set()
-    for each in configs:
-        classes: set[Any] = set()
-        for mapping in vars(modeling_auto).values():
-            if isinstance(mapping, modeling_auto._LazyAutoMapping) and type(each) in mapping:
-                entry = mapping[type(each)]
-                classes.update(entry if isinstance(entry, tuple) else [entry])
-        for cls in classes:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                names.update(name for name, _ in cls(copy.deepcopy(each)).named_children())
-    return frozenset(names)
 
 
 def _present(config: Any, module: nn.Module) -> list[str] | None:
@@ -222,8 +176,8 @@ def _present(config: Any, module: nn.Module) -> list[str] | None:
 def _resize_heads(module: nn.Module, config: Any, inside: StateDict) -> None:
     """Modules that come whole have the shapes of the file: another number of classes is for the caller to judge."""
     for name, tensor in inside.items():
-        plain = name.removeprefix(_PREFIX)
-        if plain != name and _is_saved(config, plain):
+        plain = name.removeprefix(PREFIX)
+        if plain != name and is_saved(config, plain):
             path, _, last = plain.rpartition(".")
             owner = _module(module, path)
             old = getattr(owner, "_parameters", {}).get(last)
@@ -235,7 +189,7 @@ def _wrapped(place: _Place, config: Any, inside: StateDict, folder: Path, base: 
     """The model under PEFT with the adapter's tensors, after their names and shapes were compared both ways."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    _check_patterns(config, inside, folder)
+    check_patterns(config, inside, folder)
     with torch.random.fork_rng(devices=[]):
         adapted = wrap(place.module, copy.deepcopy(config))
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -270,18 +224,6 @@ def _is_embedding(adapted: nn.Module, name: str) -> bool:
     path = name.removesuffix(".weight")
     plain = path.removesuffix(".base_layer").rpartition(".")[2]
     return path != name and (plain == "lm_head" or isinstance(_module(adapted, path), nn.Embedding))
-
-
-def _check_patterns(config: Any, inside: StateDict, folder: Path) -> None:
-    """PEFT passes over a rank or an alpha for modules that are not there."""
-    parents = {part for name in inside for part in _parents(name.removeprefix(_PREFIX))}
-    for title in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(config, title, None) or {}:
-            if not any(re.match(rf"(.*\.)?({pattern})$", part) for part in parents):
-                raise CheckpointError(
-                    f"the adapter in {folder} has an entry {pattern!r} of {title} for modules of which it holds no "
-                    "tensors. Its adapter_config.json belongs to another adapter, or the name is misspelt."
-                )
 
 
 def _check_finite(module: nn.Module, names: list[str], folder: Path) -> None:
