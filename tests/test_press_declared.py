@@ -13,7 +13,9 @@ SIX = "backbone = 'tiny-clip'\ntasks = 'tiny8'\ntuning = 'full'\nseeds = [0]\nde
 
 @pytest.fixture
 def project(tmp_path):
-    return make_project(tmp_path, one="scale: 1.0\n")
+    project = make_project(tmp_path, one="scale: 1.0\n")
+    write_chapter(project, "methods/b", parameters="density = 0.2")
+    return project
 
 
 DECLARED = """points: "int >= 2" = 4

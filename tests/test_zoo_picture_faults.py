@@ -89,7 +89,7 @@ def parquet_of(path, cells):
 def test_bad_pictures(tmp_path, name, monkeypatch):
     content, words = BAD_PICTURES[name]
     if words is None:
-        monkeypatch.setattr("test_zoo_data_faults.SMALL", Preprocess(8, 8, 8000, 3, (0.5,) * 3, (0.5,) * 3))
+        monkeypatch.setattr("data_helpers.SMALL", Preprocess(8, 8, 8000, 3, (0.5,) * 3, (0.5,) * 3))
         words = "1 x 60000 pixels.*too long"
     refused(folder_of(tmp_path / "folder", content), words, re.escape("0.png"))
     cells = [{"bytes": PNG, "path": None}, {"bytes": content, "path": None}]

@@ -62,10 +62,10 @@ def neighbours(config: Any) -> frozenset[str]:
 
 def check_patterns(config: Any, inside: StateDict, folder: Path) -> None:
     """PEFT passes over a rank or an alpha for modules that are not there."""
-    parents = {part for name in inside for part in parents(name.removeprefix(PREFIX))}
+    holders = {part for name in inside for part in parents(name.removeprefix(PREFIX))}
     for title in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, title, None) or {}:
-            if not any(re.match(rf"(.*\.)?({pattern})$", part) for part in parents):
+            if not any(re.match(rf"(.*\.)?({pattern})$", part) for part in holders):
                 raise CheckpointError(
                     f"the adapter in {folder} has an entry {pattern!r} of {title} for modules of which it holds no "
                     "tensors. Its adapter_config.json belongs to another adapter, or the name is misspelt."
