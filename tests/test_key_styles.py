@@ -243,6 +243,8 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(tmp_path):
     write(tmp_path / "one", t.LlamaForCausalLM, TIED_LLAMA, 1, own_head)
     with pytest.raises(KeyMismatch, match=r"one holds values of its own under lm_head\.weight, .*tied to model\.embed"):
         fl.merge("simple_average", tmp_path / "base", [tmp_path / "one"], tmp_path / "out")
+    kept = fl.merge("simple_average", tmp_path / "base", [tmp_path / "one"], tmp_path / "kept", keep=["lm_head.*"])
+    assert "lm_head.weight" not in load_file(kept / "model.safetensors")
     write(tmp_path / "untied", t.LlamaForCausalLM, TIED_LLAMA, 2, own_head)
     tied = write(tmp_path / "tied", t.LlamaForCausalLM, TIED_LLAMA, 3, today)
     out = fl.merge("simple_average", tmp_path / "untied", [tmp_path / "tied", tmp_path / "one"], tmp_path / "out")

@@ -30,7 +30,6 @@ class Architecture:
         names: of its state dict.
         ties: second name -> first name of one tensor.
         constants: matches names that files may hold and the class does not store.
-        headless: whether it is a bare backbone, beside which files may hold a head.
         model: the class on the meta device.
     """
 
@@ -38,7 +37,6 @@ class Architecture:
     names: frozenset[str]
     ties: Mapping[str, str]
     constants: re.Pattern[str]
-    headless: bool
     model: Any = field(repr=False)
 
 
@@ -90,7 +88,6 @@ def architecture(config: Any, name: str = "", tied: bool | None = None) -> Archi
         names=names,
         ties=dict(model.all_tied_weights_keys),
         constants=re.compile("|".join(f"(?:{pattern})" for pattern in patterns)),
-        headless=cls is bare,
         model=model,
     )
 

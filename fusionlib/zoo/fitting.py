@@ -90,7 +90,7 @@ def _fit(
     wanted, files = base.state, model.styled.files
     state, left = _aligned(model.styled.state, wanted)
     notes = [*model.styled.notes, *_renamed(model.styled, base)]
-    _tie(state, model, wanted, known, notes)
+    _tie(state, model, wanted, {} if known is None else known.ties, kept, notes)
     left += [name for name in state if name in kept]
     state = {name: tensor for name, tensor in state.items() if name not in kept}
     missing = [name for name in wanted if name not in state and name not in kept]
@@ -108,14 +108,21 @@ def _fit(
     return state, left, notes, unused
 
 
-def _tie(state: StateDict, model: Candidate, wanted: StateDict, known: Architecture | None, notes: list[str]) -> None:
+def _tie(
+    state: StateDict,
+    model: Candidate,
+    wanted: StateDict,
+    ties: Mapping[str, str],
+    kept: set[str],
+    notes: list[str],
+) -> None:
     """Second names of tied tensors where the pretrained model has them, and not where it has not."""
     for second, first in model.ties.items():
         if second in wanted and second not in state and first in state:
             state[second] = state[first]
             notes.append(f"{second} is {first}, to which it is tied")
-    for second, first in ({} if known is None else known.ties).items():
-        if second not in state or second in wanted or first not in state:
+    for second, first in ties.items():
+        if second not in state or second in wanted or second in kept or first not in state:
             continue
         if not same_tensor(state[second], state[first]):
             raise KeyMismatch(
