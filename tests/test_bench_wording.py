@@ -31,8 +31,9 @@ def test_lists():
 
 
 def test_edge_says_on_which_side_more_may_be_found():
-    assert edge(0.01, [0.01, 0.03]).startswith("It is the lowest of the 2 that were tried, so a lower one")
-    assert edge(2.0, [0.0, 0.5, 1.0, 2.0]).startswith("It is the highest of the 4 that were tried, so a higher one")
-    assert edge(0.5, [0.0, 0.5, 1.0]) == "It lies inside the range that was tried."
-    assert edge(0.0, [0.0, 0.5]) == "It is the lowest there is."
-    assert edge(0.5, [0.5]) == "No other value was tried."
+    assert edge({0.01: 65.2, 0.03: 17.0}).startswith("It is the lowest of the 2 that were tried, so a lower one")
+    assert edge({0.0: 1, 0.5: 2, 2.0: 3}).startswith("It is the highest of the 3 that were tried, so a higher one")
+    assert edge({0.0: 1, 0.5: 3, 1.0: 2}) == "It lies inside the range that was tried."
+    assert edge({0.0: 3, 0.5: 2}) == "It is the lowest there is."
+    assert edge({0.1: 3, 0.5: 2, 0.9: 3}) == "Others that were tried do as well."
+    assert edge({0.5: 1}) == "No other value was tried."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 ROUNDING = 0.05  # what is shown with one decimal as 0.0 is no change
 
@@ -37,13 +37,20 @@ def numbered(values: Mapping[str, float], fmt: str = "{:+.1f}", none: str = "non
     return listed([f"{name} ({fmt.format(values[name])})".replace("(-", "(\N{MINUS SIGN}") for name in ordered], none)
 
 
-def edge(best: float, tried: Sequence[float]) -> str:
-    """Where the best of some values stands among them, as a sentence: the last one on its side need be no optimum."""
-    if best not in (min(tried), max(tried)):
-        return "It lies inside the range that was tried."
-    if min(tried) == max(tried):
+def edge(found: Mapping[float, float]) -> str:
+    """Where the best of some values stands among them, as a sentence: the last one on its side need be no optimum.
+
+    Args:
+        found: value that was tried -> its score, the larger the better.
+    """
+    best = max(found, key=lambda value: found[value])
+    if len(found) == 1:
         return "No other value was tried."
-    if best == min(tried) == 0:
+    if sum(score == found[best] for score in found.values()) > 1:
+        return "Others that were tried do as well."
+    if best not in (min(found), max(found)):
+        return "It lies inside the range that was tried."
+    if best == min(found) == 0:
         return "It is the lowest there is."
-    side, beyond = ("lowest", "lower") if best == min(tried) else ("highest", "higher")
-    return f"It is the {side} of the {len(set(tried))} that were tried, so a {beyond} one may do better still."
+    side, beyond = ("lowest", "lower") if best == min(found) else ("highest", "higher")
+    return f"It is the {side} of the {len(found)} that were tried, so a {beyond} one may do better still."
