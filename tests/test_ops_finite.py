@@ -9,7 +9,7 @@ from torch import nn
 
 from fusionlib import methods, testing
 from fusionlib.core import NegativeVariance, NonFiniteError
-from fusionlib.methods import moe_upscaling, regmean, simple_average, task_arithmetic, ties_merging
+from fusionlib.methods import moe_upscaling, regmean, simple_average, task_arithmetic, ties_merging, we_moe
 from fusionlib.ops import streaming
 from fusionlib.ops.batch_norm import reestimate
 from fusionlib.ops.blending import Blend
@@ -60,6 +60,17 @@ def test_a_model_in_two_precisions_is_trimmed_at_its_threshold():
     assert kept(streaming.block_at(base, [one], "wide", 0, 2)).tolist() == [[0.0, 3.0]]
 
 
+@pytest.mark.parametrize("trim", ["global", "tensor"])
+def test_what_is_ranked_is_what_is_trimmed_when_another_model_is_wider(trim):
+    # in float32 the change of 1e-4 over 1.0 is rounded, in float64 it is not
+    base = {"w": torch.tensor([1.0, 1.0, 1.0, 1.0])}
+    one = {"w": torch.tensor([1.0001, 1.0002, 1.0003, 1.0004])}
+    other = {"w": base["w"].double()}
+    wide = [{name: value.double() for name, value in state.items()} for state in (base, one, other)]
+    narrow = ties_merging.fuse(base, [one, other], density=0.5, trim=trim)
+    assert torch.equal(narrow["w"], ties_merging.fuse(wide[0], wide[1:], density=0.5, trim=trim)["w"].float())
+
+
 def test_an_infinite_parameter_has_no_coefficient():
     base, one = tiny_model(), tiny_model(1)
     for model in (base, one):
@@ -88,12 +99,22 @@ def test_results_are_looked_at_in_one_place():
         with_weights(base, {**base.state_dict(), "1.running_var": torch.full((5,), -1.0)})
     with pytest.raises(NonFiniteError, match=r"the fused values of '.*router\.weight'"):
         moe_upscaling.fuse(testing.tiny_transformer(), router_std=1e38)
+    wide = [testing.tiny_transformer().half() for _ in range(2)]
+    for model, value in zip(wide, (-6e4, 6e4), strict=True):  # their difference does not fit
+        model.vision_model.encoder.layers[0].mlp.fc1.bias.data.fill_(value)
+    with pytest.raises(NonFiniteError, match=r"the fused values of '.*task_vectors.fc1\.bias'"):
+        we_moe.fuse(wide[0], wide[1:], data=testing.tiny_pictures(1), steps=0, scale=0.0)
 
 
 def test_masks_do_not_keep_a_model_from_being_enlarged():
     model = testing.tiny_transformer()
     model.register_buffer("mask", torch.full((2,), -math.inf))
-    assert moe_upscaling.fuse(model, num_experts=2).mask.tolist() == [-math.inf] * 2
+    model.register_parameter("frozen", nn.Parameter(torch.tensor([-math.inf]), requires_grad=False))
+    enlarged = moe_upscaling.fuse(model, num_experts=2)
+    assert enlarged.mask.tolist() == [-math.inf] * 2 and enlarged.frozen.item() == -math.inf
+    model.frozen.requires_grad_(True)
+    with pytest.raises(NonFiniteError, match=r"the pretrained model has 1 of 1 values .* under 'frozen'"):
+        moe_upscaling.fuse(model, num_experts=2)
 
 
 def net(variance):
@@ -135,7 +156,7 @@ def test_a_variance_that_is_measured_again_may_be_below_zero():
     assert bool((again[1].running_var > 0).all())
     with pytest.raises(NegativeVariance):
         task_arithmetic.fuse(base.state_dict(), models, scale=1.0)
-    with pytest.raises(NonFiniteError, match="on these inputs"):
+    with pytest.raises(NonFiniteError, match="measured on these inputs hold"):
         reestimate(base, [{"input": torch.full((4, 3), math.inf)}])
 
 

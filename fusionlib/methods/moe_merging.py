@@ -55,4 +55,5 @@ def fuse(
     base, states = checked_states(pretrained, finetuned)
     shared = with_weights(pretrained, stream(base, states, mean)) if rest == "average" else pretrained
     experts = {name: [model.get_submodule(name) for model in finetuned] for name in mlp_names(pretrained)}
-    return checked_result(with_experts(shared, experts, top_k=top_k, router_std=router_std, seed=seed))
+    mixed = with_experts(shared, experts, top_k=top_k, router_std=router_std, seed=seed)
+    return checked_result(mixed, pretrained)

@@ -50,4 +50,5 @@ def fuse(
     """
     check_one(pretrained)
     experts = {name: [pretrained.get_submodule(name)] * num_experts for name in mlp_names(pretrained)}
-    return checked_result(with_experts(pretrained, experts, top_k=top_k, router_std=router_std, seed=seed))
+    mixed = with_experts(pretrained, experts, top_k=top_k, router_std=router_std, seed=seed)
+    return checked_result(mixed, pretrained)

@@ -87,7 +87,7 @@ def fuse(
                 f"the way. Use a smaller lr than {lr:g}."
             )
         mlp.router.to(next(mlp.base.parameters()).dtype)
-    return checked_result(mixed)
+    return checked_result(mixed, pretrained)
 
 
 def _train(

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fusionlib.core import ParameterError
-from fusionlib.ops.finite import check_finite
+from fusionlib.core import NonFiniteError, ParameterError
 from fusionlib.ops.modules import Batch
 from fusionlib.ops.variances import check_variances
 
@@ -63,7 +62,10 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
         momentum, tracked = kept[name]
         layer.momentum = momentum
         layer.num_batches_tracked = tracked
-        for statistic in (layer.running_mean, layer.running_var):
-            check_finite("the model, on these inputs,", name, statistic)
+        if not all(bool(statistic.isfinite().all()) for statistic in layer.buffers()):
+            raise NonFiniteError(
+                f"the statistics of {name!r} that were measured on these inputs hold NaN or Inf; check the inputs, or "
+                "merge with a smaller scale."
+            )
     check_variances(copied.state_dict())
     return copied.eval()

@@ -21,7 +21,7 @@ def probably_finite(values: Tensor) -> bool:
     """Whether a sum is finite, which is cheap for numbers that were just written. Where not, look closely."""
     # NaN and Inf survive a sum; so may large numbers.
     half = values.dtype in (torch.float16, torch.bfloat16)
-    return math.isfinite(values.sum(dtype=torch.float32 if half else None).item())
+    return math.isfinite(values.detach().sum(dtype=torch.float32 if half else None).item())
 
 
 def check_finite(model: str, name: str, tensor: Tensor) -> None:
@@ -71,23 +71,28 @@ def named(pretrained: StateDict, finetuned: Sequence[StateDict]) -> list[tuple[s
 
 
 def check_module_finite(model: str, module: nn.Module) -> None:
-    """The same of a model alone, whose buffers may hold infinite constants."""
-    for key, tensor in _odd_tensors(module):
-        check_finite(model, key, tensor)
+    """The same of a model alone; what nobody trains, buffers and frozen parameters, may be infinite."""
+    for key, tensor in _not_finite(module):
+        if tensor.requires_grad or bool(tensor.isnan().any()):
+            check_finite(model, key, tensor.detach())
 
 
-def check_module_result(module: nn.Module) -> None:
-    """Raises NonFiniteError, naming the tensor, if a module that a fusion made holds NaN, or Inf but in buffers."""
-    for key, tensor in _odd_tensors(module):
-        raise overflow(key, tensor.dtype)
+def check_module_result(module: nn.Module, pretrained: nn.Module) -> None:
+    """Raises NonFiniteError, naming the tensor, if a module that a fusion made holds NaN, or Inf but in constants.
+
+    Constants are buffers, and parameters that are as in the pretrained model.
+    """
+    before = dict(pretrained.named_parameters())
+    for key, tensor in _not_finite(module):
+        kept = not isinstance(tensor, nn.Parameter) or (key in before and torch.equal(before[key], tensor))
+        if not kept or bool(tensor.isnan().any()):
+            raise overflow(key, tensor.dtype)
 
 
-def _odd_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _not_finite(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if not tensor.is_floating_point() or probably_finite(tensor.detach()):
-            continue
-        if bool(tensor.isnan().any()) or (isinstance(tensor, nn.Parameter) and bool(tensor.isinf().any())):
-            yield key, tensor.detach()
+        if tensor.is_floating_point() and not probably_finite(tensor) and not bool(torch.isfinite(tensor).all()):
+            yield key, tensor
 
 
 def check_result(fused: StateDict, pretrained: StateDict) -> None:

@@ -127,7 +127,7 @@ def _check_tensor(name: str, key: str, tensor: Any) -> None:
     kind = type(tensor).__name__
     if is_lazy(tensor):
         raise ParameterError(f"{name} has an uninitialised tensor under {key!r}; run the model once on an input first.")
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if getattr(type(tensor), "__torch_dispatch__", None) is not getattr(Tensor, "__torch_dispatch__", None):
         raise NotApplicable(
             f"{name} has a {kind} under {key!r}, a tensor that keeps its numbers in a form of its own. Make it plain "
             f"first: full_tensor() of a distributed one; of a quantised one, {MERGE_FIRST}."

@@ -72,10 +72,10 @@ def with_weights(pretrained: nn.Module, state: StateDict) -> nn.Module:
     return model.eval()
 
 
-def checked_result(model: nn.Module) -> nn.Module:
-    """The model that a mix returns, if it holds no NaN, and no infinite number but in buffers.
+def checked_result(model: nn.Module, pretrained: nn.Module) -> nn.Module:
+    """The model that a mix returns, if it holds no NaN, and nothing infinite but constants.
 
     Raises: NonFiniteError, naming the tensor.
     """
-    check_module_result(model)
+    check_module_result(model, pretrained)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,11 +50,16 @@ def _global_limits(
     rank = total - int(total * density)
     if rank == 0:
         return [], set()
-    dtype = compute_dtype(*(state[name] for state in (pretrained, *finetuned) for name in names))
+    dtypes = _dtypes(pretrained, finetuned, names)
     odd: set[str] = set()
     first, *others = finetuned
-    limits = [_kth(pretrained, first, names, total, rank, dtype, odd)]
-    return limits + [_kth(pretrained, state, names, total, rank, dtype) for state in others], odd
+    limits = [_kth(pretrained, first, dtypes, total, rank, odd)]
+    return limits + [_kth(pretrained, state, dtypes, total, rank) for state in others], odd
+
+
+def _dtypes(pretrained: StateDict, finetuned: Sequence[StateDict], names: Sequence[str]) -> dict[str, torch.dtype]:
+    """In what dtype a kernel sees each entry, so that what is ranked is what is trimmed, bit for bit."""
+    return {name: compute_dtype(pretrained[name], *(state[name] for state in finetuned)) for name in names}
 
 
 def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: float) -> Trim:
@@ -67,7 +72,8 @@ def tensor_trim(pretrained: StateDict, finetuned: Sequence[StateDict], density: 
     for name in fused_names(pretrained):
         if pretrained[name].numel() == 0:
             continue  # there is no block of it either
-        found = [_exact_limit(pretrained, state, name, density) for state in finetuned]
+        dtypes = _dtypes(pretrained, finetuned, [name])
+        found = [_exact_limit(pretrained, state, dtypes, density) for state in finetuned]
         limits[name] = [limit for limit, _ in found]
         surplus[name] = [ties for _, ties in found]
 
@@ -110,37 +116,39 @@ def _just_below(threshold: Tensor, dtype: torch.dtype) -> float:
 def _kth(
     pretrained: StateDict,
     state: StateDict,
-    names: Sequence[str],
+    dtypes: Mapping[str, torch.dtype],
     total: int,
     rank: int,
-    dtype: torch.dtype,
     odd: set[str] | None = None,
 ) -> Tensor:
     """The threshold; entries of which some magnitude is not finite are put into ``odd``."""
+    widest = torch.float64 if torch.float64 in dtypes.values() else torch.float32
     scratch = torch.empty(0)
 
     def magnitudes(step: int) -> Iterator[Tensor]:
         nonlocal scratch
-        for block in blocks(pretrained, [state], names, step=step):
-            scratch = grown(scratch, block.base, block.base.numel())
-            size = torch.sub(block.models[0], block.base, out=scratch[: block.base.numel()]).abs_()
+        for block in blocks(pretrained, [state], list(dtypes), step=step):
+            base, model = (tensor.to(dtypes[block.name]) for tensor in (block.base, *block.models))
+            scratch = grown(scratch, base, base.numel())
+            size = torch.sub(model, base, out=scratch[: base.numel()]).abs_()
             if odd is not None and step == 1 and not probably_finite(size):
                 odd.add(block.name)
-            yield size.to(dtype)
+            yield size.to(widest)
 
     return kth_magnitude(magnitudes, total, rank)
 
 
-def _exact_limit(pretrained: StateDict, state: StateDict, name: str, density: float) -> tuple[float, Tensor]:
+def _exact_limit(
+    pretrained: StateDict, state: StateDict, dtypes: Mapping[str, torch.dtype], density: float
+) -> tuple[float, Tensor]:
     """The limit above which entries stay, and the indices of those of the threshold's size that must not."""
-    base = pretrained[name]
-    total = base.numel()
+    ((name, dtype),) = dtypes.items()
+    total = pretrained[name].numel()
     kept = max(1, int(total * density))
-    dtype = compute_dtype(base, state[name])
-    threshold = _kth(pretrained, state, [name], total, total - kept + 1, dtype)
+    threshold = _kth(pretrained, state, dtypes, total, total - kept + 1)
     above, ties = 0, []
     for block in blocks(pretrained, [state], [name]):
-        size = (block.models[0] - block.base).abs_()
+        size = (block.models[0].to(dtype) - block.base.to(dtype)).abs_()
         above += int((size > threshold).sum())
         ties.append((size == threshold).nonzero().flatten() + block.start)
     return _just_below(threshold, dtype), torch.cat(ties)[kept - above :]

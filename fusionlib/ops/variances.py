@@ -18,7 +18,7 @@ _UNCHECKED: ContextVar[bool] = ContextVar("variances are not looked at", default
 
 @contextmanager
 def unchecked_variances() -> Iterator[None]:
-    """In here, and in this thread, merges may give variances below 0, because they will be measured again."""
+    """In here, and in this thread, merges may give variances below 0, as when they are going to be measured again."""
     token = _UNCHECKED.set(True)
     try:
         yield
