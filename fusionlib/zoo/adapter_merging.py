@@ -13,20 +13,19 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fusionlib.core import CheckpointError, FusionError, KeyMismatch, NonFiniteError, StateDict
+from fusionlib.core import CheckpointError, FusionError, NonFiniteError, StateDict
 from fusionlib.zoo.adapter_config import first_line, other_base, read_adapter_config
+from fusionlib.zoo.adapter_places import PREFIX, Place, divide, find_place, is_saved, mismatch, parents
 from fusionlib.zoo.adapter_ties import tie_again, untie
 from fusionlib.zoo.adapters import read_adapter, wrap
 from fusionlib.zoo.backbone import Backbone
 
-_PREFIX = "base_model.model."
 _BEFORE = ".original_module."  # a module as it was before it was trained as a whole; some versions of PEFT save it
 _log = logging.getLogger("fusionlib")
 
@@ -43,9 +42,9 @@ def merge_into(model: nn.Module, folder: Path, base: str) -> StateDict:
     """
     config = read_adapter_config(folder)
     found = read_adapter(folder)
-    place = _placed(model, found, folder, base)
-    inside, beside = _divided(place, config, found, folder, base)
-    ties = untie(place.module, {part for name in inside for part in _parents(name.removeprefix(_PREFIX))})
+    place = find_place(model, found, folder, base)
+    inside, beside = divide(place, config, found, folder, base)
+    ties = untie(place.module, {part for name in inside for part in parents(name.removeprefix(PREFIX))})
     with _of_peft(folder, base):
         if getattr(config, "modules_to_save", None):
             config.modules_to_save = _present(config, place.module)
@@ -80,139 +79,6 @@ def say_about(folder: Path, base: str, beside: StateDict) -> None:
         _log.info("of the adapter in %s, %d tensors are left out: %s has no %s", folder, len(beside), base, parts)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the modules of an adapter are.
-
-    Attributes:
-        module: with the names that the adapter has for them.
-        top: the names of its parts.
-        config: of the model, from transformers, if it has one.
-    """
-
-    module: nn.Module
-    top: frozenset[str]
-    config: Any = field(repr=False, default=None)
-
-
-def _placed(model: nn.Module, found: StateDict, folder: Path, base: str) -> _Place:
-    """The model itself, a part of it, or a shell around it: whichever has most of the adapter's modules."""
-    keys = [name.removeprefix(_PREFIX) for name in found if name.startswith(_PREFIX)]
-    children = dict(model.named_children())
-    config = getattr(model, "config", None)
-    own = _prefixes(model)
-    best = (_depth(keys, own), _Place(model, frozenset(own), config))
-    for name in dict.fromkeys(key.partition(".")[0] for key in keys):
-        depth = _depth([key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")], own)
-        if name not in children and depth > best[0]:
-            shell = nn.Module()
-            shell.add_module(name, model)
-            best = (depth, _Place(shell, frozenset([name]), config))
-    for child in children.values():
-        depth = _depth(keys, parts := _prefixes(child))
-        if depth > best[0]:
-            best = (depth, _Place(child, frozenset(parts), config))
-    if best[0] == 0:
-        raise CheckpointError(
-            f"the adapter in {folder} does not fit {base}: none of its modules ({', '.join(list(found)[:3])}, ...) are "
-            "there. Check that it was trained on this model."
-        )
-    return best[1]
-
-
-def _prefixes(model: nn.Module) -> dict[str, Any]:
-    """The names of all modules, as nested dicts; parameters of the model itself among them."""
-    tree: dict[str, Any] = {}
-    for name in [*(name for name, _ in model.named_modules()), *dict(model.named_parameters(recurse=False))]:
-        node = tree
-        for part in name.split(".") if name else ():
-            node = node.setdefault(part, {})
-    return tree
-
-
-def _depth(keys: list[str], tree: dict[str, Any]) -> int:
-    """How far the names lead into a tree, in all."""
-    steps = 0
-    for key in keys:
-        node = tree
-        for part in key.split("."):
-            if part not in node:
-                break
-            node, steps = node[part], steps + 1
-    return steps
-
-
-def _divided(place: _Place, config: Any, found: StateDict, folder: Path, base: str) -> tuple[StateDict, StateDict]:
-    """Tensors for the model, under the file's names, and those for other parts, which must be known parts."""
-    inside: StateDict = {}
-    beside: StateDict = {}
-    for name, tensor in found.items():
-        plain = name.removeprefix(_PREFIX)
-        if plain == name or plain.partition(".")[0] in place.top:
-            inside[name] = tensor
-        else:
-            beside[plain] = tensor
-    known = _neighbours(place.config) if beside else frozenset()
-    odd = [
-        name
-        for name in beside
-        if not (_is_saved(config, name) or (name.partition(".")[0] in known and _is_asked(config, name)))
-    ]
-    if odd:
-        raise _mismatch(folder, base, {"unexpected": [_PREFIX + name for name in odd]})
-    if not inside:
-        raise KeyMismatch(
-            f"the adapter in {folder} changes nothing of {base}: all its tensors are for other parts "
-            f"({', '.join(list(beside)[:3])}, ...). Check that it was trained on this model."
-        )
-    return inside, beside
-
-
-def _is_saved(config: Any, name: str) -> bool:
-    """Whether a tensor is of a module that was trained as a whole."""
-    saved = tuple(getattr(config, "modules_to_save", None) or ())
-    return any(part.endswith(saved) for part in _parents(name))
-
-
-def _is_asked(config: Any, name: str) -> bool:
-    """Whether the configuration asks for a tensor of this name, wherever its module is."""
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    if getattr(config, "bias", "none") == "all" and name.endswith(".bias"):
-        return True
-    if not config.target_modules:
-        return False
-    return any(check_target_module_exists(config, part) for part in _parents(name))
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts))]
-
-
-def _neighbours(config: Any) -> frozenset[str]:
-    """The parts that models with a backbone of this configuration have, of all that transformers has."""
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto import modeling_auto
-
-    kind = getattr(config, "model_type", "")
-    configs = [config]
-    whole = kind.removesuffix("_vision_model").removesuffix("_text_model")
-    if whole != kind and whole in CONFIG_MAPPING:
-        configs.append(CONFIG_MAPPING[whole]())
-    names: set[str] = set()
-    for each in configs:
-        classes: set[Any] = set()
-        for mapping in vars(modeling_auto).values():
-            if isinstance(mapping, modeling_auto._LazyAutoMapping) and type(each) in mapping:
-                entry = mapping[type(each)]
-                classes.update(entry if isinstance(entry, tuple) else [entry])
-        for cls in classes:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                names.update(name for name, _ in cls(copy.deepcopy(each)).named_children())
-    return frozenset(names)
-
-
 def _present(config: Any, module: nn.Module) -> list[str] | None:
     """The modules to save that there are; those beside the model were handed back."""
     names = [name for name, _ in module.named_modules()]
@@ -222,8 +88,8 @@ def _present(config: Any, module: nn.Module) -> list[str] | None:
 def _resize_heads(module: nn.Module, config: Any, inside: StateDict) -> None:
     """Modules that come whole have the shapes of the file: another number of classes is for the caller to judge."""
     for name, tensor in inside.items():
-        plain = name.removeprefix(_PREFIX)
-        if plain != name and _is_saved(config, plain):
+        plain = name.removeprefix(PREFIX)
+        if plain != name and is_saved(config, plain):
             path, _, last = plain.rpartition(".")
             owner = _module(module, path)
             old = getattr(owner, "_parameters", {}).get(last)
@@ -231,7 +97,7 @@ def _resize_heads(module: nn.Module, config: Any, inside: StateDict) -> None:
                 owner._parameters[last] = nn.Parameter(torch.empty(tensor.shape, dtype=old.dtype))
 
 
-def _wrapped(place: _Place, config: Any, inside: StateDict, folder: Path, base: str) -> Any:
+def _wrapped(place: Place, config: Any, inside: StateDict, folder: Path, base: str) -> Any:
     """The model under PEFT with the adapter's tensors, after their names and shapes were compared both ways."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -258,10 +124,10 @@ def _wrapped(place: _Place, config: Any, inside: StateDict, folder: Path, base: 
         "other kinds of numbers": kinds,
     }
     if any(faults.values()):
-        raise _mismatch(folder, base, faults)
+        raise mismatch(folder, base, faults)
     loaded = set_peft_model_state_dict(adapted, {name: inside.get(name, needed[name]) for name in needed})
     if loaded.unexpected_keys:
-        raise _mismatch(folder, base, {"unexpected": list(loaded.unexpected_keys)})
+        raise mismatch(folder, base, {"unexpected": list(loaded.unexpected_keys)})
     return adapted
 
 
@@ -274,10 +140,10 @@ def _is_embedding(adapted: nn.Module, name: str) -> bool:
 
 def _check_patterns(config: Any, inside: StateDict, folder: Path) -> None:
     """PEFT passes over a rank or an alpha for modules that are not there."""
-    parents = {part for name in inside for part in _parents(name.removeprefix(_PREFIX))}
+    modules = {part for name in inside for part in parents(name.removeprefix(PREFIX))}
     for title in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, title, None) or {}:
-            if not any(re.match(rf"(.*\.)?({pattern})$", part) for part in parents):
+            if not any(re.match(rf"(.*\.)?({pattern})$", part) for part in modules):
                 raise CheckpointError(
                     f"the adapter in {folder} has an entry {pattern!r} of {title} for modules of which it holds no "
                     "tensors. Its adapter_config.json belongs to another adapter, or the name is misspelt."
@@ -313,16 +179,3 @@ def _of_peft(folder: Path, base: str) -> Iterator[None]:
         raise
     except Exception as error:  # each kind of adapter fails in its own way
         raise CheckpointError(f"the adapter in {folder} does not fit {base}: {first_line(error)}") from error
-
-
-def _mismatch(folder: Path, base: str, faults: dict[str, list[str]]) -> KeyMismatch:
-    parts = [
-        f"{title}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for title, names in faults.items()
-        if names
-    ]
-    return KeyMismatch(
-        f"the adapter in {folder} does not fit {base}. {'. '.join(parts)}. It must hold exactly the tensors that its "
-        "adapter_config.json asks of the model it was trained on: check that this is the model, and that both files "
-        "belong together."
-    )
