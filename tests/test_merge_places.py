@@ -158,3 +158,16 @@ def test_other_models_do_not_fit(good, tmp_path):
     t.ViTModel(t.ViTConfig(**WIDE, image_size=8, patch_size=4)).save_pretrained(tmp_path / "vit")
     with pytest.raises(KeyMismatch, match=r"missing: .*unexpected: "):
         merge(tmp_path / "vit", good, tmp_path / "out")
+
+
+def test_what_is_fetched_from_the_hub_beside_the_weights():
+    from fusionlib.zoo.hub.repos import Repo
+
+    paths = ["config.json", "model.safetensors", "pytorch_model.bin", "chat_template.jinja", "modeling_own.py", "a.png"]
+    paths += ["1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/model.onnx", "onnx/config.json", "model.gguf"]
+    paths += ["checkpoint-5/config.json", "additional_chat_templates/tool.jinja", "training_args.bin"]
+    plain = Repo("a/b").wanted(paths, None)
+    assert sorted(plain) == ["config.json", "model.safetensors"]
+    more = set(Repo("a/b", companions=True).wanted(paths, None)) - set(plain)
+    travelling = {"chat_template.jinja", "modeling_own.py", "1_Pooling/config.json", "2_Dense/model.safetensors"}
+    assert more == {*travelling, "additional_chat_templates/tool.jinja"}

@@ -1,4 +1,4 @@
-"""A user's own models in the key styles of wrappers and of older versions: read as suites, they are what was saved."""
+"""A user's own models in the key styles of wrappers and of older versions: as suites they are what was saved."""
 
 import json
 import re

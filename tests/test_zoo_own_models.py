@@ -98,7 +98,10 @@ def test_fingerprint_follows_content(base, tuned, tmp_path):
     assert first != load(base, copy, heads={"emoji": torch.eye(8, DIM)}).fingerprint
 
 
-@pytest.mark.parametrize("layout", ["bin", "sharded", "sharded-bin", "half", "bare", "vision-model", "position-ids"])
+@pytest.mark.parametrize(
+    "layout",
+    ["bin", "sharded", "sharded-bin", "half", "bare", "vision-model", "classifier", "position-ids", "wrapped", "inner"],
+)
 def test_layouts_of_a_fine_tune(base, tuned, tmp_path, layout):
     source, expected = tuned
     folder = tmp_path / layout
@@ -118,6 +121,16 @@ def test_layouts_of_a_fine_tune(base, tuned, tmp_path, layout):
         expected = {name: tensor.half().float() for name, tensor in expected.items()}
     elif layout == "bare":
         write_with_state(source, folder, {name.removeprefix("vision_model."): t for name, t in expected.items()})
+    elif layout == "wrapped":
+        write_with_state(source, folder, {f"module._orig_mod.{name}": t for name, t in expected.items()})
+    elif layout == "inner":  # a user's own module that held the model, with compiled layers
+        inner = {f"net.{name.replace('layers.1.', 'layers.1._orig_mod.')}": t for name, t in expected.items()}
+        write_with_state(source, folder, inner)
+    elif layout == "classifier":
+        kept = {name: t for name, t in expected.items() if "projection" not in name}
+        write_with_state(source, folder, {**kept, "classifier.weight": torch.ones(2, 16)})
+        (folder / "config.json").write_text(json.dumps({"architectures": ["CLIPForImageClassification"]}))
+        expected = {**expected, "visual_projection.weight": vision_model(0).state_dict()["visual_projection.weight"]}
     elif layout == "vision-model":
         write_with_state(source, folder, {name: t for name, t in expected.items() if "projection" not in name})
         (folder / "config.json").write_text(json.dumps({"architectures": ["CLIPVisionModel"]}))

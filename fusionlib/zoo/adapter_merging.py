@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fusionlib.core import CheckpointError, FusionError, KeyMismatch, NonFiniteError, StateDict
-from fusionlib.zoo.adapter_asked import PREFIX, check_patterns, is_asked, is_saved, neighbours, parents
+from fusionlib.core import CheckpointError, FusionError, NonFiniteError, StateDict
 from fusionlib.zoo.adapter_config import first_line, other_base, read_adapter_config
+from fusionlib.zoo.adapter_places import PREFIX, Place, divide, find_place, is_saved, mismatch, parents
 from fusionlib.zoo.adapter_ties import tie_again, untie
 from fusionlib.zoo.adapters import read_adapter, wrap
 from fusionlib.zoo.backbone import Backbone
@@ -42,8 +42,8 @@ def merge_into(model: nn.Module, folder: Path, base: str) -> StateDict:
     """
     config = read_adapter_config(folder)
     found = read_adapter(folder)
-    place = _placed(model, found, folder, base)
-    inside, beside = _divided(place, config, found, folder, base)
+    place = find_place(model, found, folder, base)
+    inside, beside = divide(place, config, found, folder, base)
     ties = untie(place.module, {part for name in inside for part in parents(name.removeprefix(PREFIX))})
     with _of_peft(folder, base):
         if getattr(config, "modules_to_save", None):
@@ -79,94 +79,6 @@ def say_about(folder: Path, base: str, beside: StateDict) -> None:
         _log.info("of the adapter in %s, %d tensors are left out: %s has no %s", folder, len(beside), base, parts)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the modules of an adapter are.
-
-    Attributes:
-        module: with the names that the adapter has for them.
-        top: the names of its parts.
-        config: of the model, from transformers, if it has one.
-    """
-
-    module: nn.Module
-    top: frozenset[str]
-    config: Any = field(repr=False, default=None)
-
-
-def _placed(model: nn.Module, found: StateDict, folder: Path, base: str) -> _Place:
-    """The model itself, a part of it, or a shell around it: whichever has most of the adapter's modules."""
-    keys = [name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX)]
-    children = dict(model.named_children())
-    config = getattr(model, "config", None)
-    own = _prefixes(model)
-    best = (_depth(keys, own), _Place(model, frozenset(own), config))
-    for name in dict.fromkeys(key.partition(".")[0] for key in keys):
-        depth = _depth([key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")], own)
-        if name not in children and depth > best[0]:
-            shell = nn.Module()
-            shell.add_module(name, model)
-            best = (depth, _Place(shell, frozenset([name]), config))
-    for child in children.values():
-        depth = _depth(keys, parts := _prefixes(child))
-        if depth > best[0]:
-            best = (depth, _Place(child, frozenset(parts), config))
-    if best[0] == 0:
-        raise CheckpointError(
-            f"the adapter in {folder} does not fit {base}: none of its modules ({', '.join(list(found)[:3])}, ...) are "
-            "there. Check that it was trained on this model."
-        )
-    return best[1]
-
-
-def _prefixes(model: nn.Module) -> dict[str, Any]:
-    """The names of all modules, as nested dicts; parameters of the model itself among them."""
-    tree: dict[str, Any] = {}
-    for name in [*(name for name, _ in model.named_modules()), *dict(model.named_parameters(recurse=False))]:
-        node = tree
-        for part in name.split(".") if name else ():
-            node = node.setdefault(part, {})
-    return tree
-
-
-def _depth(keys: list[str], tree: dict[str, Any]) -> int:
-    """How far the names lead into a tree, in all."""
-    steps = 0
-    for key in keys:
-        node = tree
-        for part in key.split("."):
-            if part not in node:
-                break
-            node, steps = node[part], steps + 1
-    return steps
-
-
-def _divided(place: _Place, config: Any, found: StateDict, folder: Path, base: str) -> tuple[StateDict, StateDict]:
-    """Tensors for the model, under the file's names, and those for other parts, which must be known parts."""
-    inside: StateDict = {}
-    beside: StateDict = {}
-    for name, tensor in found.items():
-        plain = name.removeprefix(PREFIX)
-        if plain == name or plain.partition(".")[0] in place.top:
-            inside[name] = tensor
-        else:
-            beside[plain] = tensor
-    known = neighbours(place.config) if beside else frozenset()
-    odd = [
-        name
-        for name in beside
-        if not (is_saved(config, name) or (name.partition(".")[0] in known and is_asked(config, name)))
-    ]
-    if odd:
-        raise _mismatch(folder, base, {"unexpected": [PREFIX + name for name in odd]})
-    if not inside:
-        raise KeyMismatch(
-            f"the adapter in {folder} changes nothing of {base}: all its tensors are for other parts "
-            f"({', '.join(list(beside)[:3])}, ...). Check that it was trained on this model."
-        )
-    return inside, beside
-
-
 def _present(config: Any, module: nn.Module) -> list[str] | None:
     """The modules to save that there are; those beside the model were handed back."""
     names = [name for name, _ in module.named_modules()]
@@ -185,11 +97,11 @@ def _resize_heads(module: nn.Module, config: Any, inside: StateDict) -> None:
                 owner._parameters[last] = nn.Parameter(torch.empty(tensor.shape, dtype=old.dtype))
 
 
-def _wrapped(place: _Place, config: Any, inside: StateDict, folder: Path, base: str) -> Any:
+def _wrapped(place: Place, config: Any, inside: StateDict, folder: Path, base: str) -> Any:
     """The model under PEFT with the adapter's tensors, after their names and shapes were compared both ways."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    check_patterns(config, inside, folder)
+    _check_patterns(config, inside, folder)
     with torch.random.fork_rng(devices=[]):
         adapted = wrap(place.module, copy.deepcopy(config))
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -212,10 +124,10 @@ def _wrapped(place: _Place, config: Any, inside: StateDict, folder: Path, base: 
         "other kinds of numbers": kinds,
     }
     if any(faults.values()):
-        raise _mismatch(folder, base, faults)
+        raise mismatch(folder, base, faults)
     loaded = set_peft_model_state_dict(adapted, {name: inside.get(name, needed[name]) for name in needed})
     if loaded.unexpected_keys:
-        raise _mismatch(folder, base, {"unexpected": list(loaded.unexpected_keys)})
+        raise mismatch(folder, base, {"unexpected": list(loaded.unexpected_keys)})
     return adapted
 
 
@@ -224,6 +136,18 @@ def _is_embedding(adapted: nn.Module, name: str) -> bool:
     path = name.removesuffix(".weight")
     plain = path.removesuffix(".base_layer").rpartition(".")[2]
     return path != name and (plain == "lm_head" or isinstance(_module(adapted, path), nn.Embedding))
+
+
+def _check_patterns(config: Any, inside: StateDict, folder: Path) -> None:
+    """PEFT passes over a rank or an alpha for modules that are not there."""
+    modules = {part for name in inside for part in parents(name.removeprefix(PREFIX))}
+    for title in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, title, None) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", part) for part in modules):
+                raise CheckpointError(
+                    f"the adapter in {folder} has an entry {pattern!r} of {title} for modules of which it holds no "
+                    "tensors. Its adapter_config.json belongs to another adapter, or the name is misspelt."
+                )
 
 
 def _check_finite(module: nn.Module, names: list[str], folder: Path) -> None:
@@ -255,16 +179,3 @@ def _of_peft(folder: Path, base: str) -> Iterator[None]:
         raise
     except Exception as error:  # each kind of adapter fails in its own way
         raise CheckpointError(f"the adapter in {folder} does not fit {base}: {first_line(error)}") from error
-
-
-def _mismatch(folder: Path, base: str, faults: dict[str, list[str]]) -> KeyMismatch:
-    parts = [
-        f"{title}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for title, names in faults.items()
-        if names
-    ]
-    return KeyMismatch(
-        f"the adapter in {folder} does not fit {base}. {'. '.join(parts)}. It must hold exactly the tensors that its "
-        "adapter_config.json asks of the model it was trained on: check that this is the model, and that both files "
-        "belong together."
-    )

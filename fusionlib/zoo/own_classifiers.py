@@ -27,16 +27,25 @@ def classifier_backbone(name: str, folder: Path) -> ClassifierBackbone:
 
     Raises: CheckpointError, if transformers has no classifier of this architecture, or it can't be taken apart.
     """
-    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoConfig,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+    )
 
     facts = read_config(folder)
     kind = facts.get("model_type")
     try:
         config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a configuration of anyone: transformers raises whatever it stumbles over
-        why = "it needs code of its own (auto_map), which is never run" if "auto_map" in facts else first_line(error)
+        if kind in CONFIG_MAPPING:
+            raise CheckpointError(
+                f"{folder / 'config.json'} describes no {kind!r} model ({first_line(error)})."
+            ) from error
+        code = ", and code of its own (auto_map) is never run" if "auto_map" in facts else ""
         raise CheckpointError(
-            f"the backbone in {folder} is of type {kind!r}, which transformers can't read: {why}. Give a model of an "
+            f"the backbone in {folder} is of type {kind!r}, unknown to transformers{code}. Give a model of an "
             "architecture that transformers has."
         ) from error
     autos: tuple[Any, ...] = (AutoModelForSequenceClassification, AutoModelForImageClassification)
