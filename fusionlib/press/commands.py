@@ -133,6 +133,8 @@ def prepare(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> 
 @click.option("-p", "overrides", multiple=True, nargs=2, metavar="KEY VALUE", help="Set or change a parameter.")
 def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> None:
     """Download what configurations need of the hub: sizes first, resumed where it stopped, checksums compared."""
+    from pathlib import Path
+
     from fusionlib.core import ParameterError
     from fusionlib.press import params as files
     from fusionlib.press import project
@@ -142,11 +144,15 @@ def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> No
         raise ParameterError(
             "nothing was named: fusionlib fetch --params hub-clip-b32, or -p backbone gpt2 -p tasks glue7."
         )
+    root = Path.cwd()
     if params:
-        read = [files.read(path) for path in files.locate(params, project.find())]
+        found = project.find()
+        root, read = found.root, [files.read(path, found) for path in files.locate(params, found)]
     else:
         read = [files.Configuration("", "-p", {}, {})]  # works outside a checkout, too
-    needed = needed_by(files.override(configuration, overrides).values for configuration in read)
+    asked = [files.override(configuration, overrides) for configuration in read]
+    files.check_shared(asked, root)
+    needed = needed_by(configuration.values for configuration in asked)
     if not needed:
         click.echo("Nothing to download: these configurations need nothing of the hub.")
         return

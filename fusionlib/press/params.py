@@ -160,6 +160,18 @@ def check(
         raise ParameterError(head + "\n  ".join(distinct))
 
 
+def check_shared(configurations: Iterable[Configuration], root: Path) -> None:
+    """Refuse wrong values of the six parameters that all chapters share, for commands that run no chapter.
+
+    Raises: ParameterError, for the first.
+    """
+    for configuration in configurations:
+        for key in SHARED:
+            problem = impossible(key, configuration.values[key], root) if key in configuration.values else None
+            if problem:
+                raise ParameterError(f"{configuration.where(key)}: {problem}")
+
+
 def given_once(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Parameter -> value, of what was typed after ``-p``; ParameterError, if one was typed twice."""
     values: dict[str, Any] = {}
