@@ -66,6 +66,35 @@ def test_what_the_chapter_does_not_have_is_refused(shell, capsys, injected, mess
     assert "ParameterError" in capsys.readouterr().out
 
 
+SIX = "backbone = 'tiny-clip'\ntasks = 'tiny8'\ntuning = 'full'\nseeds = [0]\ndevice = 'cpu'\neval_limit = None\n"
+DECLARED = SIX + 'scale: "0 <= float <= 1" = 0.3\npoints: "int >= 2" = 4\nfree = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("# Parameters\nscale = '1e-1'\n", r"scale = '1e-1' is not allowed; .* It is text: write 0\.1\."),
+        ("# Parameters\npoints = 1\n", "points = 1 is not allowed; it must be an integer, 2 or greater"),
+        ("# Parameters\ntasks = '[\"films\"]'\n", "no set of tasks is called"),
+        ("# Parameters\nseeds = 0\n", "seeds=0 must be a list"),
+        ("# Parameters\neval_limit = 100.0\n", "eval_limit=100.0 must be a whole number"),
+        ("scale = True  # by hand", "scale = True is not allowed"),
+        ("device = 'gpu'", "device='gpu' is not known"),
+    ],
+)
+def test_values_are_held_to_the_parameters_cell(shell, capsys, injected, message):
+    with pytest.raises(ParameterError, match=message):
+        after(shell, "%time 1", "import math", DECLARED, injected)
+    assert "ParameterError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "injected", ["# Parameters\nscale = 1\npoints = 2\neval_limit = 5\n", "scale = 0.5", "free = 'x'"]
+)
+def test_values_that_the_parameters_cell_allows_pass(shell, injected):
+    after(shell, DECLARED, injected)
+
+
 def test_outside_of_a_notebook_nothing_is_checked():
     fl.check_parameters()
 

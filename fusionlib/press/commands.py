@@ -160,7 +160,8 @@ def fetch(params: tuple[str, ...], overrides: tuple[tuple[str, str], ...]) -> No
             "nothing was named: fusionlib fetch --params hub-clip-b32, or -p backbone gpt2 -p tasks glue7."
         )
     if params:
-        read = [files.read(path) for path in files.locate(params, project.find())]
+        found = project.find()
+        read = [files.read(path, found) for path in files.locate(params, found)]
     else:
         read = [files.Configuration("", "-p", {}, {})]  # works outside a checkout, too
     read = [files.override(configuration, overrides) for configuration in read]
