@@ -185,6 +185,23 @@ def test_folders_of_pictures_that_are_none(tmp_path):
         assert len(read(tmp_path / f"good{name}")) == 2
 
 
+def test_linked_folders_are_read(tmp_path):
+    folder_of(tmp_path / "real", PNG)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test").symlink_to(tmp_path / "real" / "test")
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "real" / "test")
+    (tmp_path / "real" / "test" / "a" / "round").symlink_to(tmp_path / "real")
+    task = own_task("films", tmp_path / "data")
+    assert [task.num_examples(split) for split in ("train", "val", "test")] == [2, 1, 3]
+
+
+def test_examples_that_are_not_there(tmp_path):
+    task = own_task("films", folder_of(tmp_path, PNG))
+    for index in (3, -1, 5000):
+        with pytest.raises(IndexError, match=rf"has no example {index}, only 0 to 2"):
+            inputs.examples(task, "test", SMALL, [0, index])
+
+
 def test_damaged_pictures_never_end_in_a_traceback(tmp_path, record_property):
     chance, refused_count = random.Random(0), 0
     kinds = [saved(RGB, kind) for kind in ("png", "jpeg", "gif", "tiff", "webp", "bmp")]

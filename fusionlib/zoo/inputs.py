@@ -120,9 +120,11 @@ def pixels(task: Task, split: str, preprocess: Preprocess, limit: int | None = N
 
 def examples(task: Task, split: str, preprocess: Preprocess, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Chosen examples in the order of ``indices``: uint8 pictures (n, 3, H, W), int64 labels (n,)."""
-    key = _key(task, split, preprocess)
+    total, key = task.num_examples(split), _key(task, split, preprocess)
     images, labels = [], []
     for index in indices:
+        if not 0 <= index < total:
+            raise IndexError(f"the {split} split of task {task.name!r} has no example {index}, only 0 to {total - 1}.")
         some_images, some_labels = _chunk(task, split, preprocess, key, index // CHUNK)
         images.append(some_images[index % CHUNK])
         labels.append(some_labels[index % CHUNK])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from os import PathLike
@@ -156,12 +157,19 @@ def _files(name: str, source: Path) -> tuple[str, dict[str, list[Path]]]:
 
 
 def _below(name: str, source: Path) -> list[Path]:
-    """All in a folder but what is hidden, such as the ``._test.parquet`` that a Mac leaves beside test.parquet."""
-    try:
-        found = [path.relative_to(source) for path in sorted(source.rglob("*"))]
-    except OSError as error:
-        raise CheckpointError(f"the folder {source} of task {name!r} can't be read ({error}).") from error
-    return [source / path for path in found if not any(part.startswith((".", "__MACOSX")) for part in path.parts)]
+    """All in a folder, linked folders too, but what is hidden, such as a Mac's ``._test.parquet``."""
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(f"the folder {error.filename} of task {name!r} can't be read ({error.strerror}).")
+
+    found = []
+    for place, folders, files in os.walk(source, followlinks=True, onerror=refuse):
+        here = Path(place)
+        above = {os.path.realpath(each) for each in (here, *here.parents)}
+        shown = [each for each in folders if not each.startswith((".", "__MACOSX"))]
+        folders[:] = [each for each in shown if os.path.realpath(here / each) not in above]  # a link back up is a loop
+        found += [here / each for each in (*folders, *files) if not each.startswith(".")]
+    return sorted(found)
 
 
 def _check_picture(name: str, path: Path, split: Path) -> None:
