@@ -95,7 +95,7 @@ def test_a_build_that_was_killed_goes_on_by_itself(project, signum):
     wait_for((project.root / "working").exists)
     processes = family(run)
     run.send_signal(signum)
-    run.communicate(timeout=10)
+    run.communicate(timeout=60)
     wait_for(lambda: not alive(processes), 5)
     assert len(processes) == 2 and page(project) == "good"
     for left in ("hold", "working"):
@@ -136,5 +136,5 @@ def test_what_jobs_are_forked_from_ends_with_the_runner_during_its_imports(tmp_p
     time.sleep(0.2)
     runner.kill()
     runner.wait()
-    wait_for(lambda: not alive(processes), 1)
+    wait_for(lambda: not alive(processes), 5)
     assert len(processes) == 2
