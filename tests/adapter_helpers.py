@@ -30,8 +30,18 @@ def save_adapter(model, folder, config):
     return folder
 
 
+def save_sound(root):
+    """Saves a pretrained model in ``base`` and an adapter of it in ``lora``; returns the folder of both."""
+    from peft import LoraConfig
+
+    llama().save_pretrained(root / "base")
+    options = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    save_adapter(llama(), root / "lora", LoraConfig(**options))
+    return root
+
+
 def configure(**changes):
-    """A change of entries of the configuration; None takes an entry away."""
+    """A change of entries of the configuration; ``...`` takes an entry away."""
 
     def change(folder):
         path = folder / "adapter_config.json"

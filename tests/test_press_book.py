@@ -136,5 +136,5 @@ def test_what_jobs_are_forked_from_ends_with_the_runner_during_its_imports(tmp_p
     time.sleep(0.2)
     runner.kill()
     runner.wait()
-    wait_for(lambda: not alive(processes), 5)
+    wait_for(lambda: not alive(processes), 1)
     assert len(processes) == 2

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from adapter_helpers import configure, llama, save_adapter
+from adapter_helpers import configure, save_sound
 from safetensors.torch import load_file, save_file
 
 import fusionlib as fl
@@ -19,13 +19,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A folder with a pretrained model in base and an adapter in lora, from which each test takes copies."""
-    from peft import LoraConfig
-
-    root = tmp_path_factory.mktemp("sound")
-    llama().save_pretrained(root / "base")
-    options = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-    save_adapter(llama(), root / "lora", LoraConfig(**options))
-    return root
+    return save_sound(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture

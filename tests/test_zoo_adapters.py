@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_helpers import SIZES, configure, llama, save_adapter
+from adapter_helpers import SIZES, configure, llama, save_adapter, save_sound
 from safetensors.torch import load_file
 
 import fusionlib as fl
@@ -17,13 +17,7 @@ from fusionlib.zoo.adapters import complete_alone, is_adapter
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A folder with a pretrained model in base and an adapter in lora, from which each test takes copies."""
-    from peft import LoraConfig
-
-    root = tmp_path_factory.mktemp("sound")
-    llama().save_pretrained(root / "base")
-    options = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-    save_adapter(llama(), root / "lora", LoraConfig(**options))
-    return root
+    return save_sound(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture

@@ -45,7 +45,9 @@ def check_parameters() -> None:
     except ImportError:
         return
     shell = get_ipython()
-    cells = [] if shell is None else [source for source in shell.user_ns.get("In", []) if source.strip()]
+    if shell is None:
+        return
+    cells = [source for source in shell.user_ns.get("In", []) if source.strip()]
     for index, source in enumerate(cells):
         injected = cells[index + 1] if cells[index + 1 :] and cells[index + 1].startswith("# Parameters") else None
         names = _assigned(source)

@@ -38,7 +38,7 @@ def checked(fuse: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(fuse)
     def bound(*args: P.args, **given: P.kwargs) -> R:
-        models = args[1] if len(args) > 1 else given.get("finetuned")
+        models: Any = args[1] if len(args) > 1 else given.get("finetuned")
         count = len(models) if _is_list(models) else None
         known = allowed(fuse)
         read: dict[str, Any] = {

@@ -93,8 +93,9 @@ def _name(path: Path, project: Project | None) -> str:
         raise ParameterError(
             f"{path.name}: a file of parameters needs a name that doesn't begin with a dot; rename it."
         )
-    taken = project is not None and path.parent.resolve() != project.params.resolve()
-    if not taken or not (project.params / f"{own}.yaml").is_file():
+    if project is None or path.parent.resolve() == project.params.resolve():
+        return own
+    if not (project.params / f"{own}.yaml").is_file():
         return own
     return f"{own}+in_{digest(str(path.resolve()))[:8]}"
 

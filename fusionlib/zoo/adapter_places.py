@@ -130,6 +130,7 @@ def _neighbours(config: Any) -> frozenset[str]:
     """The parts that models with a backbone of this configuration have, of all that transformers has."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto
+    from transformers.models.auto.auto_factory import _LazyAutoMapping
 
     kind = getattr(config, "model_type", "")
     configs = [config]
@@ -140,7 +141,7 @@ def _neighbours(config: Any) -> frozenset[str]:
     for each in configs:
         classes: set[Any] = set()
         for mapping in vars(modeling_auto).values():
-            if isinstance(mapping, modeling_auto._LazyAutoMapping) and type(each) in mapping:
+            if isinstance(mapping, _LazyAutoMapping) and type(each) in mapping:
                 entry = mapping[type(each)]
                 classes.update(entry if isinstance(entry, tuple) else [entry])
         for cls in classes:

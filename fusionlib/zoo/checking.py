@@ -22,8 +22,9 @@ def check_labels(labels: Any, classes: Sequence[str], what: str, place: Place) -
     Raises: ParameterError, for null, a label out of range, NaN or Inf, and a split that has no labels at all.
     """
     import pyarrow
-    import pyarrow.compute as pc
-    from pyarrow import types
+    from pyarrow import compute, types
+
+    pc: Any = compute  # its functions are made when it is imported, which no type checker sees
 
     column = pyarrow.chunked_array([labels]) if isinstance(labels, list) else labels
     if not len(column):
@@ -68,7 +69,9 @@ def check_texts(columns: dict[str, Any], what: str, place: Place) -> None:
     Raises: ParameterError.
     """
     import pyarrow
-    import pyarrow.compute as pc
+    from pyarrow import compute
+
+    pc: Any = compute
 
     some = False
     for name, values in columns.items():

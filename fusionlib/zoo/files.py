@@ -45,13 +45,12 @@ def home() -> Path:
 
         named = platformdirs.user_cache_dir("fusionlib")
     try:
-        path = Path(named).expanduser().absolute()
-        found = path.stat()
-    except FileNotFoundError:
-        return path  # it is made when something is written
+        path, found = Path(named).expanduser().absolute(), None
+        with suppress(FileNotFoundError):  # it is made when something is written
+            found = path.stat()
     except (OSError, RuntimeError, ValueError) as error:  # below a file, too long, ~nobody, unreadable
         raise CheckpointError(f"{what} can't be used: {_reason(error)}. {_ADVICE}") from error
-    if not stat.S_ISDIR(found.st_mode):
+    if found is not None and not stat.S_ISDIR(found.st_mode):
         raise CheckpointError(f"{what} is no folder. {_ADVICE}")
     return path
 

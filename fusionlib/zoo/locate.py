@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -58,12 +59,9 @@ def local_path(name: str | PathLike[str], what: str) -> Path:
     """The path that a user wrote, with ``~`` expanded; CheckpointError if there can be no such path."""
     try:
         path = Path(name).expanduser()
-        path.stat()
-    except FileNotFoundError:
-        return path
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        if isinstance(error, NotADirectoryError):
-            return path
         reason = error.strerror if isinstance(error, OSError) else error
         shown = str(name) if len(str(name)) < 200 else f"{str(name)[:60]}..."
         what = what.replace(str(name), shown)
