@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionlib.core import CheckpointError, KeyMismatch, ParameterError, StateDict
+from fusionlib.zoo.adapter_config import check_adapter
 from fusionlib.zoo.adapter_merging import merge_into, say_about
 from fusionlib.zoo.adapters import is_adapter, read_adapter
 from fusionlib.zoo.backbone import Backbone
@@ -116,6 +117,7 @@ class ClassifierBackbone(Backbone):
         Raises: CheckpointError, if it can't be read or its labels are not the task's classes; KeyMismatch.
         """
         if is_adapter(folder):
+            check_adapter(folder)
             labels = len(task.classes)
             model: Any = load_complete(self.auto, self.folder, self.prefix, num_labels=labels, **self._padding())
             _check_head(model, folder, task)
